@@ -1,0 +1,20 @@
+"""A JupyterHub spawner that runs each user's server from a template on Kubernetes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
+
+__all__ = ["LightkubeTemplateSpawner", "__version__"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Load the spawner class when asked: the Helm worker imports this package without JupyterHub."""
+    if name == "LightkubeTemplateSpawner":
+        from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
+
+        return LightkubeTemplateSpawner
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,107 @@
+"""Every error this package raises on purpose; each message names its object and what to do.
+
+    SpawnerError
+    ├── ConfigurationError          the administrator's input: a trait, a template, an object it renders
+    │   ├── TemplateError           the template cannot be found, loaded or rendered, or is not YAML
+    │   ├── ManifestError           a rendered object breaks the contract (labels, names, connection)
+    │   └── UnknownKind             the API server serves no such kind
+    ├── ClusterError                the API server refused or could not be asked
+    │   ├── Forbidden               401, 403: the message names verb, resource and namespace
+    │   ├── NotFound                404
+    │   ├── Conflict                409
+    │   ├── Invalid                 400, 405, 413, 415, 422 and apply's typed 500: never retried
+    │   ├── Expired                 410: list again
+    │   └── Unavailable             429, 5xx, time-outs, broken connections and answers: retried
+    ├── NotOurs                     an object of that name belongs to somebody else; nothing was written
+    ├── StartFailed                 the server ended or was refused before it was ready
+    ├── StartTimeout                it was not ready in time; the message says what it waited for
+    └── RemovalIncomplete           objects that are still there at the deadline, with what holds them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class SpawnerError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class ConfigurationError(SpawnerError):
+    """What the administrator wrote cannot be used; starting again will not help."""
+
+
+class TemplateError(ConfigurationError):
+    """The template cannot be found, loaded or rendered, or its output is not YAML."""
+
+
+class ManifestError(ConfigurationError):
+    """A rendered object breaks the template contract."""
+
+
+class UnknownKind(ConfigurationError):
+    """The API server serves no such apiVersion and kind."""
+
+
+class ClusterError(SpawnerError):
+    """The API server's refusal, or the lack of an answer.
+
+    ``code`` is the HTTP status (None when there was no answer), ``reason`` the API's one-word
+    reason, ``causes`` the entries of ``details.causes``, ``retry_after`` seconds to wait.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: int | None = None,
+        reason: str | None = None,
+        causes: Sequence[Mapping[str, Any]] = (),
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.causes = tuple(causes)
+        self.retry_after = retry_after
+
+
+class Forbidden(ClusterError):
+    """The hub's account may not do this."""
+
+
+class NotFound(ClusterError):
+    """No such object, namespace or path."""
+
+
+class Conflict(ClusterError):
+    """The object exists, changed meanwhile, or a field belongs to another manager."""
+
+
+class Invalid(ClusterError):
+    """The API server will never accept this object as it is."""
+
+
+class Expired(ClusterError):
+    """The resource version is too old: list again."""
+
+
+class Unavailable(ClusterError):
+    """No usable answer; the same request may succeed later."""
+
+
+class NotOurs(SpawnerError):
+    """An object that the template names belongs to somebody else; it was not written."""
+
+
+class StartFailed(SpawnerError):
+    """The server ended, or was refused by the cluster, before it was ready."""
+
+
+class StartTimeout(SpawnerError):
+    """The server was not ready in time."""
+
+
+class RemovalIncomplete(SpawnerError):
+    """Some objects are still there at the deadline; names them and what holds them."""
