@@ -1,0 +1,115 @@
+"""containerd from outside: importing images, and removing what a cluster left in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from e2e.cluster import processes
+from e2e.cluster.components import CGROUP, Layout
+from e2e.cluster.model import ClusterError
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def ctr(at: Layout, *arguments: str, may_fail: bool = False) -> str:
+    """Call containerd's own client in the kubelet's part of it."""
+    command = [at.programs.program("ctr"), "--address", str(at.socket), "--namespace", "k8s.io"]
+    done = subprocess.run(
+        [*command, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | at.programs.environment,
+    )
+    if done.returncode and not may_fail:
+        raise ClusterError(f"ctr {' '.join(arguments[:2])} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def import_image(at: Layout, archive: Path) -> None:
+    """Load a docker archive and unpack it, so that the first pod need not wait for that."""
+    ctr(at, "images", "import", str(archive))
+
+
+def remove_containers(at: Layout) -> bool:
+    """Remove the containers of an earlier cluster from the store; tell whether there were any.
+
+    Their processes are gone; without this the next kubelet would spend its first seconds on them.
+    """
+    found = ctr(at, "containers", "list", "--quiet").split()
+    if found:
+        ctr(at, "containers", "delete", *found, may_fail=True)
+    return bool(found)
+
+
+def cgroup_folders() -> list[Path]:
+    """The cluster's cgroup in each hierarchy, or in the one of version 2."""
+    if (CGROUPS / "cgroup.controllers").exists():
+        return [CGROUPS / CGROUP]
+    roots = {root.resolve() for root in CGROUPS.iterdir() if (root / "cgroup.procs").exists()}
+    return [root / CGROUP for root in sorted(roots)]
+
+
+def make_cgroups() -> None:
+    """The kubelet wants its root cgroup to be there, with the controllers it uses."""
+    for folder in cgroup_folders():
+        folder.mkdir(exist_ok=True)
+        if (folder.parent / "cgroup.controllers").exists() and folder.parent == CGROUPS:
+            offered = (folder.parent / "cgroup.controllers").read_text().split()
+            for control in (folder.parent, folder):
+                wanted = " ".join(f"+{name}" for name in offered)
+                (control / "cgroup.subtree_control").write_text(wanted)
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            # Version 1 starts a cpuset empty, and nothing can run in an empty one.
+            if (folder / name).exists() and not (folder / name).read_text().strip():
+                (folder / name).write_text((folder.parent / name).read_text())
+
+
+def end_containers() -> None:
+    """Kill every process in the cluster's cgroups, and remove the cgroups."""
+    deadline = time.monotonic() + 20
+    for root in filter(Path.is_dir, cgroup_folders()):
+        while pids := _members(root):
+            processes.stop(pids)
+        for folder in sorted(root.rglob("*/"), reverse=True):
+            _remove_cgroup(folder, deadline)
+        _remove_cgroup(root, deadline)
+
+
+def _members(root: Path) -> set[int]:
+    found: set[int] = set()
+    for listing in [root / "cgroup.procs", *root.rglob("cgroup.procs")]:
+        found.update(int(pid) for pid in listing.read_text().split())
+    return found - {0}
+
+
+def _remove_cgroup(folder: Path, deadline: float) -> None:
+    """The kernel lets go of a cgroup only a moment after its last process."""
+    while True:
+        try:
+            folder.rmdir()
+            return
+        except FileNotFoundError:
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise ClusterError(f"the cgroup {folder} stays busy") from None
+            time.sleep(0.05)
+
+
+def remove_folders(folders: Iterable[Path]) -> None:
+    """Remove folders of the cluster, refusing to follow a mount that is still in them."""
+    for folder in folders:
+        mounted = [
+            line.split()[4]
+            for line in Path("/proc/self/mountinfo").read_text().splitlines()
+            if Path(line.split()[4]).is_relative_to(folder)
+        ]
+        if mounted:
+            raise ClusterError(f"not removing {folder}: {mounted[0]} is still mounted")
+        if folder.exists():
+            shutil.rmtree(folder)
