@@ -234,17 +234,20 @@ def proxy(at: Layout) -> list[str]:
 
 
 def dns(at: Layout) -> list[str]:
-    """CoreDNS for the cluster's own names; there is no way out of the cluster for others."""
+    """CoreDNS for the cluster's own names; others do not exist, as there is no way out to them."""
     path = at.data / "Corefile"
     path.write_text(
         f""".:53 {{
     bind {network.HOST}
     errors
-    health {network.PRIVATE}:8080
     ready {network.PRIVATE}:8181
     kubernetes {DNS_DOMAIN} in-addr.arpa {{
         kubeconfig "{at.kubeconfig("dns")}"
         pods insecure
+        fallthrough in-addr.arpa
+    }}
+    template ANY ANY {{
+        rcode NXDOMAIN
     }}
 }}
 """

@@ -11,7 +11,10 @@ from e2e.cluster.record import Record
 def engine() -> str:
     """The engine that answers, or nothing; a client alone is not enough."""
     for name in ("docker", "podman"):
-        if shutil.which(name) and not subprocess.run([name, "info"], capture_output=True).returncode:
+        if (
+            shutil.which(name)
+            and not subprocess.run([name, "info"], capture_output=True).returncode
+        ):
             return name
     return ""
 

@@ -24,9 +24,7 @@ class Kubectl:
         command = [str(self.program), f"--kubeconfig={self.kubeconfig}", *arguments]
         # Proxies are for the way out of the machine, and the cluster is on it.
         environment = os.environ | {"NO_PROXY": "*", "no_proxy": "*"}
-        return subprocess.run(
-            command, input=stdin, capture_output=True, text=True, env=environment
-        )
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment)
 
     def succeeds(self, *arguments: str) -> bool:
         """Whether a command works; for waiting until it does."""

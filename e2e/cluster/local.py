@@ -66,9 +66,12 @@ def up(record: Record | None, name: str, log: Log) -> Cluster:
     if record is not None:
         running = record.described()
         if running is not None and healthy(record, running):
-            load_images(at, log)
-            return running
-        log("the last cluster is not complete: removing what is left of it")
+            if running.kubectl == Path(at.program("kubectl")):
+                load_images(at, log)
+                return running
+            log("the running cluster was built from another recipe: starting anew")
+        else:
+            log("the last cluster is not complete: removing what is left of it")
     down(record or Record(name, "local", str(at.data)), at, log)
     record = Record(name, "local", str(at.data))
     try:

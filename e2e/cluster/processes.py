@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,17 +45,19 @@ def start(
     name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Process:
     """Start a component in a session of its own, so that it outlives the caller."""
-    with log.open("ab") as out:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=os.environ | (environment or {}) | {MARK: name},
-            cwd="/",
-            start_new_session=True,
-        )
-    return Process(name, child.pid, started_at(child.pid) or 0)
+    writing = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    pid = os.posix_spawnp(
+        command[0],
+        [*command],
+        os.environ | (environment or {}) | {MARK: name},
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), writing, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
+    return Process(name, pid, started_at(pid) or 0)
 
 
 def marked() -> set[int]:

@@ -75,15 +75,19 @@ def end_containers() -> None:
     for root in filter(Path.is_dir, cgroup_folders()):
         while pids := _members(root):
             processes.stop(pids)
-        for folder in sorted(root.rglob("*/"), reverse=True):
-            _remove_cgroup(folder, deadline)
-        _remove_cgroup(root, deadline)
+        for folder, _, _ in os.walk(root, topdown=False):
+            _remove_cgroup(Path(folder), deadline)
 
 
 def _members(root: Path) -> set[int]:
     found: set[int] = set()
-    for listing in [root / "cgroup.procs", *root.rglob("cgroup.procs")]:
-        found.update(int(pid) for pid in listing.read_text().split())
+    # The runtime may be removing its cgroups while we look.
+    for folder, _, _ in os.walk(root):
+        try:
+            listed = Path(folder, "cgroup.procs").read_text()
+        except OSError:
+            continue
+        found.update(int(pid) for pid in listed.split())
     return found - {0}
 
 
