@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Load the spawner class when asked: the Helm worker imports this package without JupyterHub."""
+    """Load the spawner when asked for: the Helm worker imports this package without JupyterHub."""
     if name == "LightkubeTemplateSpawner":
         from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 

@@ -1,21 +1,21 @@
 """Every error this package raises on purpose; each message names its object and what to do.
 
-    SpawnerError
-    ├── ConfigurationError          the administrator's input: a trait, a template, an object it renders
-    │   ├── TemplateError           the template cannot be found, loaded or rendered, or is not YAML
-    │   ├── ManifestError           a rendered object breaks the contract (labels, names, connection)
-    │   └── UnknownKind             the API server serves no such kind
-    ├── ClusterError                the API server refused or could not be asked
-    │   ├── Forbidden               401, 403: the message names verb, resource and namespace
-    │   ├── NotFound                404
-    │   ├── Conflict                409
-    │   ├── Invalid                 400, 405, 413, 415, 422 and apply's typed 500: never retried
-    │   ├── Expired                 410: list again
-    │   └── Unavailable             429, 5xx, time-outs, broken connections and answers: retried
-    ├── NotOurs                     an object of that name belongs to somebody else; nothing was written
-    ├── StartFailed                 the server ended or was refused before it was ready
-    ├── StartTimeout                it was not ready in time; the message says what it waited for
-    └── RemovalIncomplete           objects that are still there at the deadline, with what holds them
+SpawnerError
+├── ConfigurationError          the administrator's input is wrong
+│   ├── TemplateError           the template cannot be found, loaded, rendered, read
+│   ├── ManifestError           a rendered object breaks the template contract
+│   └── UnknownKind             the API server serves no such kind
+├── ClusterError                the API server refused or could not be asked
+│   ├── Forbidden               401, 403: the message names verb, resource and namespace
+│   ├── NotFound                404
+│   ├── Conflict                409
+│   ├── Invalid                 400, 405, 413, 415, 422 and apply's typed 500: never retried
+│   ├── Expired                 410: list again
+│   └── Unavailable             429, 5xx, time-outs, broken connections and answers: retried
+├── NotOurs                     the object belongs to somebody else; it was not written
+├── StartFailed                 the server ended or was refused before it was ready
+├── StartTimeout                it was not ready in time; the message says what it waited for
+└── RemovalIncomplete           objects still there at the deadline, and what holds them
 """
 
 from __future__ import annotations
@@ -77,6 +77,14 @@ class NotFound(ClusterError):
 
 class Conflict(ClusterError):
     """The object exists, changed meanwhile, or a field belongs to another manager."""
+
+
+class AlreadyThere(Conflict):
+    """An object that must be new exists; ``live`` is what the API server has."""
+
+    def __init__(self, message: str, live: Mapping[str, Any]) -> None:
+        super().__init__(message, code=409, reason="AlreadyExists")
+        self.live = live
 
 
 class Invalid(ClusterError):

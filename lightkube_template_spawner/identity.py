@@ -114,11 +114,11 @@ class Identity:
     def selector(self, lifecycle_key: str, policies: Iterable[Policy]) -> str:
         """Select this server's objects that go with one of ``policies``.
 
-        The default server's selector ends in ``servername=``: only objects that have the label, with
-        an empty value, match it.
+        The default server's selector ends in ``servername=``, which matches only objects that have
+        the label, with an empty value.
         """
-        wanted = ",".join(sorted(policies))
-        return f"{self.user_selector()},{lifecycle_key} in ({wanted}),{SERVERNAME}={self.server_slug}"
+        lifecycle = f"{lifecycle_key} in ({','.join(sorted(policies))})"
+        return f"{self.user_selector()},{lifecycle},{SERVERNAME}={self.server_slug}"
 
     def user_selector(self) -> str:
         """Select everything of this user; used when the user is removed, and nowhere else."""
@@ -146,11 +146,16 @@ class Identity:
         """The identity that a hub database remembers; None for anything else's state."""
         if not isinstance(state, Mapping):
             return None
-        texts = [state.get(key) for key in ("instance", "username", "servername")]
-        userid = state.get("userid")
-        if not all(isinstance(text, str) for text in texts):
+        instance, username = state.get("instance"), state.get("username")
+        servername, userid = state.get("servername"), state.get("userid")
+        if not (isinstance(instance, str) and isinstance(username, str)):
             return None
-        return cls(*map(str, texts), userid=userid if isinstance(userid, int) else None)
+        return cls(
+            instance,
+            username,
+            servername if isinstance(servername, str) else "",
+            userid if isinstance(userid, int) else None,
+        )
 
 
 def hub_selector(instance: str) -> str:

@@ -1,0 +1,338 @@
+"""The only writer: create, apply, delete; one shared instance per API server, hub and event loop.
+
+Ownership is enforced by the API server itself. An object that must be new is applied with a
+resource version that no object has: absent, it is created; present, 409 and nothing is written. One
+that we hold is applied under its UID. Nothing is ever forced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+import anyio
+import msgspec
+
+from lightkube_template_spawner import ownership
+from lightkube_template_spawner.api import METADATA_LIST, Api, Kind
+from lightkube_template_spawner.discovery import Discovery
+from lightkube_template_spawner.errors import (
+    AlreadyThere,
+    ClusterError,
+    Conflict,
+    NotFound,
+    Unavailable,
+)
+from lightkube_template_spawner.events import EventFeed
+from lightkube_template_spawner.identity import DIGEST, Identity, hub_selector
+from lightkube_template_spawner.manifests import Planned
+from lightkube_template_spawner.reflector import Changes, Live, Meta, Reflector
+
+T = TypeVar("T")
+
+_WRITES_IN_FLIGHT = 8
+_RETRIES = 6
+_BACKOFF = 0.5
+# No object ever has it, so an apply that carries it can only create.
+_MUST_BE_NEW = "1"
+# Kinds whose status decides something; of all others the store keeps metadata, so that no Secret's
+# data is ever in the hub.
+_WITH_STATUS = frozenset({"Pod", "Service", "EndpointSlice", "Deployment", "StatefulSet"})
+_BUILT_IN = (".k8s.io", "apps", "batch", "autoscaling", "policy", "extensions")
+
+
+def propagation(kind: Kind) -> str:
+    """Foreground where dependents are the point: gone then means that their pods are gone."""
+    custom = "." in kind.group and not kind.group.endswith(".k8s.io")
+    return "Foreground" if custom or kind.group in ("apps", "batch") else "Background"
+
+
+def is_workload(kind: Kind) -> bool:
+    """Whether objects of this kind run something, or may: they go first."""
+    custom = kind.group != "" and not kind.group.endswith(_BUILT_IN)
+    return custom or kind.group in ("apps", "batch") or str(kind) == "v1/Pod"
+
+
+class Cluster:
+    """Stores, discovery and writes for one hub instance on one API server."""
+
+    def __init__(self, api: Api, instance: str, log: logging.Logger) -> None:
+        self.api = api
+        self.changes = Changes()
+        self.discovery = Discovery(api)
+        self._log = log
+        self._selector = hub_selector(instance)
+        self._writes = anyio.CapacityLimiter(_WRITES_IN_FLIGHT)
+        self._reflectors: dict[tuple[Kind, str | None, bool], Reflector] = {}
+        self._feeds: dict[str, EventFeed] = {}
+        self._wanted: asyncio.Queue[Reflector] = asyncio.Queue()
+        # Reflectors outlive every spawner's call, so their task group lives in a task of its own.
+        self._supervisor = asyncio.create_task(self._supervise())
+
+    async def _supervise(self) -> None:
+        try:
+            async with anyio.create_task_group() as group:
+                while True:
+                    reflector = await self._wanted.get()
+                    group.start_soon(reflector.run, name=f"watch {reflector.kind}")
+        finally:
+            for feed in self._feeds.values():
+                feed.close()
+            with anyio.CancelScope(shield=True), anyio.move_on_after(2):
+                await self.api.aclose()
+
+    async def aclose(self) -> None:
+        """Stop every watch and close the connections."""
+        self._supervisor.cancel()
+        await asyncio.wait([self._supervisor])
+
+    def reflector(self, kind: Kind, namespace: str | None, *, full: bool = False) -> Reflector:
+        """The shared store of a kind in a namespace; opened at the first call."""
+        full = full or kind.kind in _WITH_STATUS
+        scope = namespace if kind.namespaced else None
+        key = (kind, scope, full)
+        if key not in self._reflectors:
+            self._reflectors[key] = Reflector(
+                self.api,
+                kind,
+                scope,
+                selector=self._selector,
+                changes=self.changes,
+                log=self._log,
+                slim=not full,
+            )
+            self._wanted.put_nowait(self._reflectors[key])
+        return self._reflectors[key]
+
+    def events(self, namespace: str) -> EventFeed:
+        """The events of a namespace, watched only while somebody listens."""
+        if namespace not in self._feeds:
+            self._feeds[namespace] = EventFeed(self.api, namespace, self._log)
+        return self._feeds[namespace]
+
+    def stores(self) -> Iterator[Reflector]:
+        """Every store that is open."""
+        yield from self._reflectors.values()
+
+    def objects_of(self, owner: str) -> Iterator[Live]:
+        """This owner's objects in every open store; an object watched twice comes once."""
+        seen: set[str] = set()
+        for reflector in self._reflectors.values():
+            for live in reflector.of_owner(owner):
+                if live.meta.uid not in seen:
+                    seen.add(live.meta.uid)
+                    yield live
+
+    async def create(self, kind: Kind, planned: Planned, identity: Identity) -> dict[str, Any]:
+        """Create the object, or refuse: never write to one that is there.
+
+        Raises:
+            AlreadyThere: an object of that name exists; nothing was written.
+            ClusterError: refused for another reason.
+        """
+        manifest = _with_metadata(planned.manifest, resourceVersion=_MUST_BE_NEW)
+        unsure = False
+
+        async def attempt() -> dict[str, Any]:
+            nonlocal unsure
+            try:
+                return await self.api.apply(kind, manifest, manager=identity.manager)
+            except Unavailable as error:
+                # 429 and 503 with a Status are refusals; without one the write may have happened.
+                unsure = unsure or error.code is None
+                raise
+
+        try:
+            return await self._write(attempt)
+        except Conflict as error:
+            live = await self.get(kind, planned.namespace, planned.name)
+            if live is None:
+                raise  # it was there and is gone: the caller's next try will create it
+            if unsure and ownership.same_start(live, identity.manager, planned.digest, DIGEST):
+                return live
+            raise AlreadyThere(f"{planned.reference} exists already", live) from error
+
+    async def apply_held(
+        self, kind: Kind, planned: Planned, identity: Identity, uid: str
+    ) -> dict[str, Any]:
+        """Bring an object that we hold to the new intent; bound to its UID, so never re-created.
+
+        Raises:
+            Conflict: a field belongs to another manager, or the object was replaced.
+            ClusterError: refused for another reason, such as an immutable field.
+        """
+        manifest = _with_metadata(planned.manifest, uid=uid)
+        return await self._write(lambda: self.api.apply(kind, manifest, manager=identity.manager))
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
+        """The live object, or None."""
+        path = kind.path(namespace, name)
+        try:
+            found = await self._retry(lambda: self.api.call("GET", path))
+        except NotFound:
+            return None
+        return dict(found)
+
+    async def delete_matching(
+        self,
+        kind: Kind,
+        namespace: str,
+        selector: str,
+        ours: Callable[[Meta], bool],
+        *,
+        grace: int | None = None,
+    ) -> list[Meta]:
+        """Delete what ``selector`` finds; one request, or one an object where that is refused.
+
+        Returns the objects that were there. One that refuses to go does not keep the others.
+
+        Raises:
+            ClusterError: some could not be deleted; the message names each.
+            ValueError: the selector is empty.
+        """
+        if not selector:
+            raise ValueError("an empty selector would delete everything")
+        if "deletecollection" in kind.verbs:
+            try:
+                return await self._delete_collection(kind, namespace, selector, grace)
+            except NotFound:
+                return []
+            except Unavailable:
+                raise
+            except ClusterError as error:
+                self._log.info("Deleting %s one by one: %s", kind, error)
+        return await self.delete_listed(kind, namespace, selector, ours, grace=grace)
+
+    async def delete_listed(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        selector: str,
+        ours: Callable[[Meta], bool],
+        *,
+        grace: int | None = None,
+    ) -> list[Meta]:
+        """List, check each object's labels here, then delete by UID.
+
+        For kinds that we only discovered: an aggregated API that ignores selectors must not cost a
+        cluster.
+        """
+        found = [meta for meta in await self.list_metadata(kind, namespace, selector) if ours(meta)]
+        refused: list[str] = []
+        last: ClusterError | None = None
+        for meta in found:
+            try:
+                await self._delete_one(kind, meta, grace)
+            except NotFound:
+                continue
+            except ClusterError as error:
+                refused.append(f"{kind.kind}/{meta.namespace}/{meta.name}: {error}")
+                last = error
+        if last is not None:
+            raise type(last)("; ".join(refused), code=last.code, reason=last.reason)
+        return found
+
+    async def list_metadata(self, kind: Kind, namespace: str | None, selector: str) -> list[Meta]:
+        """Metadata of what the selector finds; [] where the kind or namespace is not served."""
+        found: list[Meta] = []
+        params = {"labelSelector": selector, "limit": "500"}
+        path = kind.path(namespace)
+        while True:
+            try:
+                page = await self._retry(
+                    lambda: self.api.call("GET", path, params=params, accept=METADATA_LIST)
+                )
+            except NotFound:
+                return found
+            found += _metas(page)
+            proceed = (page.get("metadata") or {}).get("continue")
+            if not proceed:
+                return found
+            params["continue"] = proceed
+
+    async def _delete_collection(
+        self, kind: Kind, namespace: str, selector: str, grace: int | None
+    ) -> list[Meta]:
+        path = kind.path(namespace)
+        # Options travel in the body only: with a body present, those in the query are ignored.
+        answer = await self._write(
+            lambda: self.api.call(
+                "DELETE",
+                path,
+                params={"labelSelector": selector},
+                accept=METADATA_LIST,
+                body=_options(kind, grace),
+            )
+        )
+        return _metas(answer)
+
+    async def _delete_one(self, kind: Kind, meta: Meta, grace: int | None) -> None:
+        path = kind.path(meta.namespace, meta.name)
+        options = {**_options(kind, grace), "preconditions": {"uid": meta.uid}}
+        try:
+            await self._write(lambda: self.api.call("DELETE", path, body=options))
+        except Conflict as error:
+            raise NotFound(f"{meta.name} was replaced meanwhile") from error
+
+    async def _write(self, operation: Callable[[], Awaitable[T]]) -> T:
+        async with self._writes:
+            return await self._retry(operation)
+
+    async def _retry(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Repeat an idempotent request while the API server gives no usable answer."""
+        for attempt in range(_RETRIES):
+            try:
+                return await operation()
+            except Unavailable as error:
+                if attempt == _RETRIES - 1:
+                    raise
+                delay = error.retry_after or _BACKOFF * 2**attempt * random.uniform(0.5, 1)  # noqa: S311
+                self._log.info("Trying again in %.1f s: %s", delay, error)
+            await anyio.sleep(delay)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _with_metadata(manifest: dict[str, Any], **fields: str) -> dict[str, Any]:
+    return {**manifest, "metadata": {**manifest["metadata"], **fields}}
+
+
+def _options(kind: Kind, grace: int | None) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "DeleteOptions",
+        "propagationPolicy": propagation(kind),
+    }
+    if grace is not None:
+        options["gracePeriodSeconds"] = grace
+    return options
+
+
+def _metas(listing: Any) -> list[Meta]:
+    items = listing.get("items") or () if isinstance(listing, dict) else ()
+    return [msgspec.convert(item["metadata"], Meta) for item in items]
+
+
+_shared: dict[tuple[asyncio.AbstractEventLoop, str, str, str], Cluster] = {}
+
+
+def shared(
+    kubeconfig: str, context: str, instance: str, log: logging.Logger, *, timeout: float
+) -> Cluster:
+    """The cluster that every spawner of this hub uses on this event loop; opened at first use.
+
+    It closes itself when the hub cancels its tasks at exit.
+
+    Raises:
+        ConfigurationError: no cluster is configured, or its kubeconfig cannot be used.
+    """
+    loop = asyncio.get_running_loop()
+    for key in [key for key in _shared if key[0].is_closed()]:
+        del _shared[key]
+    key = (loop, kubeconfig, context, instance)
+    if key not in _shared:
+        api = Api(kubeconfig or None, context or None, timeout=timeout)
+        _shared[key] = Cluster(api, instance, log)
+    return _shared[key]

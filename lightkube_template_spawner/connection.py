@@ -1,0 +1,174 @@
+"""The one object that JupyterHub connects through: how to find it, and its URL once live; pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from lightkube_template_spawner.errors import ManifestError
+
+_STEP = re.compile(
+    r"""\.(?P<name>[A-Za-z_][\w-]*)
+      | \[(?P<quote>['"])(?P<key>.*?)(?P=quote)\]
+      | \[(?P<index>-?\d+)\]
+      | \[\?\(@\.(?P<field>[\w.-]+)\s*==\s*(?P<mark>['"])(?P<value>.*?)(?P=mark)\)\]""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How an address is made: the hub's port and scheme, and what a Service is called by.
+
+    ``service_address`` is ``ip`` (the cluster IP) or ``dns`` (``name.namespace.svc.domain``).
+    """
+
+    annotation_key: str = "kubetemplatespawner/connection"
+    port: int = 8888
+    scheme: str = "http"
+    service_address: str = "ip"
+    cluster_domain: str = "cluster.local"
+
+
+def is_connection(manifest: Mapping[str, Any], key: str) -> bool:
+    """Whether this object is marked as the one to connect to."""
+    annotations = manifest["metadata"].get("annotations") or {}
+    return annotations.get(key) == "true"
+
+
+def only_one(marked: Iterable[str], key: str) -> str:
+    """The single marked object's reference.
+
+    Raises:
+        ManifestError: none or several are marked.
+    """
+    found = list(marked)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ManifestError(
+            f'no object has the annotation {key}: "true": put it on the one Pod, Service or other '
+            "object that JupyterHub connects to"
+        )
+    raise ManifestError(
+        f'{len(found)} objects have the annotation {key}: "true", which may stand on one only: '
+        + ", ".join(found)
+    )
+
+
+def url(live: Mapping[str, Any], route: Route) -> str | None:
+    """The URL of a ready connection object, or None while it has no address.
+
+    Raises:
+        ManifestError: the object can never give one (a port that its Service lacks, a bad path).
+    """
+    annotations = live["metadata"].get("annotations") or {}
+    scheme = annotations.get(f"{route.annotation_key}-scheme") or route.scheme
+    wanted = annotations.get(f"{route.annotation_key}-port")
+    path = annotations.get(f"{route.annotation_key}-address")
+    port: int | None
+    if path:
+        found = lookup(live, path)
+        if not isinstance(found, str) or not found:
+            return None
+        host, scheme, port = _split(found, scheme)
+        port = _number(live, wanted, path) if wanted else port
+        return _join(scheme, host, port or (443 if scheme == "https" else route.port))
+    if live.get("kind") == "Pod":
+        pod_ip = (live.get("status") or {}).get("podIP")
+        port = _number(live, wanted, "port") if wanted else route.port
+        return _join(scheme, pod_ip, port) if pod_ip else None
+    if live.get("kind") == "Service":
+        return _join(scheme, _service_host(live, route), _service_port(live, wanted, route.port))
+    return None
+
+
+def lookup(live: Mapping[str, Any], path: str) -> Any:
+    """The value at a Kubernetes JSONPath (fields, keys, indexes, equality filters), or None.
+
+    Raises:
+        ManifestError: the path is not one of these.
+    """
+    text = path.strip().removeprefix("{").removesuffix("}").removeprefix("$")
+    value: Any = live
+    position = 0
+    while position < len(text):
+        step = _STEP.match(text, position)
+        if step is None:
+            raise ManifestError(
+                f"{path!r} is not a path like {{.status.address.url}} or "
+                '{.status.addresses[?(@.type=="Hostname")].value}'
+            )
+        value = _step(value, step)
+        if value is None:
+            return None
+        position = step.end()
+    return value
+
+
+def _step(value: Any, step: re.Match[str]) -> Any:
+    if step["index"] is not None:
+        index = int(step["index"])
+        inside = isinstance(value, list) and -len(value) <= index < len(value)
+        return value[index] if inside else None
+    if step["field"] is not None:
+        items = value if isinstance(value, list) else []
+        return next(
+            (item for item in items if lookup(item, f".{step['field']}") == step["value"]), None
+        )
+    key = step["name"] if step["name"] is not None else step["key"]
+    return value.get(key) if isinstance(value, Mapping) else None
+
+
+def _split(address: str, scheme: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(address if "://" in address else f"//{address}", scheme=scheme)
+    return parts.hostname or address, parts.scheme, parts.port
+
+
+def _join(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _service_host(live: Mapping[str, Any], route: Route) -> str:
+    spec = live["spec"]
+    if spec.get("type") == "ExternalName":
+        return str(spec["externalName"])
+    address = spec.get("clusterIP")
+    if route.service_address == "ip" and address and address != "None":
+        return str(address)
+    metadata = live["metadata"]
+    return f"{metadata['name']}.{metadata['namespace']}.svc.{route.cluster_domain}"
+
+
+def _service_port(live: Mapping[str, Any], wanted: str | None, port: int) -> int:
+    ports = live["spec"].get("ports") or []
+    if live["spec"].get("clusterIP") == "None" or not ports:
+        return _number(live, wanted, "port") if wanted else port
+    for entry in ports:
+        if wanted is not None and wanted in (entry.get("name"), str(entry["port"])):
+            return int(entry["port"])
+    if wanted is None:
+        for entry in ports:
+            if port in (entry["port"], entry.get("targetPort")):
+                return int(entry["port"])
+        if len(ports) == 1:
+            return int(ports[0]["port"])
+    names = ", ".join(f"{entry.get('name', 'unnamed')}={entry['port']}" for entry in ports)
+    raise ManifestError(
+        f"Service {live['metadata'].get('namespace')}/{live['metadata']['name']} has no port "
+        f"{wanted or port} (it has {names}): name one in the annotation "
+        "kubetemplatespawner/connection-port"
+    )
+
+
+def _number(live: Mapping[str, Any], text: str, what: str) -> int:
+    if text.isdigit():
+        return int(text)
+    for container in (live.get("spec") or {}).get("containers") or ():
+        for entry in container.get("ports") or ():
+            if entry.get("name") == text:
+                return int(entry["containerPort"])
+    raise ManifestError(f"{live['metadata']['name']}: {what} {text!r} is not a port number or name")

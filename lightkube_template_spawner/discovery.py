@@ -1,0 +1,174 @@
+"""Which kinds the API server serves, asked in two requests and remembered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from lightkube_template_spawner.api import Api, Kind
+from lightkube_template_spawner.errors import UnknownKind
+
+_AGGREGATED = "application/json;g=apidiscovery.k8s.io;v={};as=APIGroupDiscoveryList"
+_ACCEPT = f"{_AGGREGATED.format('v2')},{_AGGREGATED.format('v2beta1')},application/json"
+
+# Made by controllers from objects of ours, copying their labels: never ours to delete or report.
+DERIVED = frozenset({"Endpoints", "EndpointSlice", "Event", "Lease", "ControllerRevision"})
+
+
+class Discovery:
+    """The kinds of one API server; asked again once when a kind is not known."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._kinds: dict[tuple[str, str], Kind] = {}
+        self._preferred: list[Kind] = []
+        self._asking: asyncio.Lock = asyncio.Lock()
+        self._version = ""
+
+    async def server_version(self) -> str:
+        """The API server's own version, such as ``v1.36.3``."""
+        if not self._version:
+            self._version = str((await self._api.call("GET", "/version"))["gitVersion"])
+        return self._version
+
+    async def kind(self, api_version: str, kind: str) -> Kind:
+        """The resource behind a manifest's ``apiVersion`` and ``kind``.
+
+        Raises:
+            UnknownKind: the API server serves no such kind, even when asked again.
+            ClusterError: it could not be asked.
+        """
+        key = (api_version, kind)
+        for fresh in (False, True):
+            kinds = await self._load(fresh=fresh, missing=key)
+            if key in kinds:
+                return kinds[key]
+        raise UnknownKind(
+            f"the API server serves no {api_version}/{kind}: install its definition (CRD), or "
+            "correct apiVersion and kind in the template"
+        )
+
+    async def named(self, names: Iterable[str]) -> list[Kind]:
+        """The kinds written as ``v1/Pod`` or ``apps/v1/Deployment``; unknown ones are left out.
+
+        A kind that is no longer served has no objects left, so its absence is no error.
+        """
+        found = []
+        for name in names:
+            api_version, _, kind = name.rpartition("/")
+            try:
+                found.append(await self.kind(api_version, kind))
+            except UnknownKind:
+                continue
+        return found
+
+    async def deletable(self, namespace: str) -> list[Kind] | None:
+        """Every kind that is served and that our account may list and delete in ``namespace``.
+
+        Each once, in its preferred version. None when the API server cannot tell our rights
+        (webhook authorizers): then only kinds known to be used may be touched.
+        """
+        await self._load(fresh=True)
+        rules = await self._rules(namespace)
+        if rules is None:
+            return None
+        needed = {"list", "delete"}
+        return [
+            kind
+            for kind in self._preferred
+            if kind.verbs >= needed and kind.kind not in DERIVED and _allowed(rules, kind, needed)
+        ]
+
+    async def _rules(self, namespace: str) -> list[Mapping[str, Any]] | None:
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectRulesReview",
+            "spec": {"namespace": namespace},
+        }
+        path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+        status = (await self._api.call("POST", path, body=review)).get("status") or {}
+        return None if status.get("incomplete") else list(status.get("resourceRules") or ())
+
+    async def _load(
+        self, *, fresh: bool, missing: tuple[str, str] | None = None
+    ) -> Mapping[tuple[str, str], Kind]:
+        if self._kinds and not fresh:
+            return self._kinds
+        before = self._kinds
+        async with self._asking:
+            if self._kinds is not before and (missing is None or missing in self._kinds):
+                return self._kinds  # somebody else asked while we waited
+            kinds: dict[tuple[str, str], Kind] = {}
+            preferred: dict[tuple[str, str], Kind] = {}
+            for root in ("/api", "/apis"):
+                answer = await self._api.call("GET", root, accept=_ACCEPT)
+                async for kind in self._read(root, answer):
+                    kinds.setdefault((kind.api_version, kind.kind), kind)
+                    preferred.setdefault((kind.group, kind.kind), kind)
+            self._kinds, self._preferred = kinds, list(preferred.values())
+        return self._kinds
+
+    async def _read(self, root: str, answer: Mapping[str, Any]) -> Any:
+        if answer.get("kind") == "APIGroupDiscoveryList":
+            for kind in _aggregated(answer):
+                yield kind
+            return
+        for group_version in _group_versions(answer):
+            listing = await self._api.call("GET", f"{root}/{group_version}")
+            for kind in _legacy(group_version, listing):
+                yield kind
+
+
+def _allowed(rules: Iterable[Mapping[str, Any]], kind: Kind, needed: set[str]) -> bool:
+    """Whether the rules, taken together, allow the verbs; rules for single names do not count."""
+    granted: set[str] = set()
+    for rule in rules:
+        groups, resources = rule.get("apiGroups") or (), rule.get("resources") or ()
+        named = rule.get("resourceNames")
+        if not named and {kind.group, "*"} & {*groups} and {kind.plural, "*"} & {*resources}:
+            granted |= set(rule.get("verbs") or ())
+    return "*" in granted or needed <= granted
+
+
+def _aggregated(answer: Mapping[str, Any]) -> Iterator[Kind]:
+    for group in answer["items"]:
+        name = group["metadata"].get("name", "")
+        for version in group["versions"]:
+            for resource in version.get("resources") or ():
+                made = resource.get("responseKind") or {}
+                if made.get("kind"):
+                    yield Kind(
+                        name,
+                        version["version"],
+                        made["kind"],
+                        resource["resource"],
+                        resource["scope"] == "Namespaced",
+                        frozenset(resource["verbs"]),
+                    )
+
+
+def _group_versions(answer: Mapping[str, Any]) -> list[str]:
+    """Group-versions in the server's order of preference, from a list made before 1.26."""
+    if answer.get("kind") == "APIVersions":
+        return list(answer["versions"])
+    found = []
+    for group in answer.get("groups") or ():
+        preferred = group["preferredVersion"]["groupVersion"]
+        rest = [version["groupVersion"] for version in group["versions"]]
+        found += [preferred, *(version for version in rest if version != preferred)]
+    return found
+
+
+def _legacy(group_version: str, listing: Mapping[str, Any]) -> Iterator[Kind]:
+    group, _, version = group_version.rpartition("/")
+    for resource in listing.get("resources") or ():
+        if "/" not in resource["name"]:
+            yield Kind(
+                group,
+                version,
+                resource["kind"],
+                resource["name"],
+                bool(resource["namespaced"]),
+                frozenset(resource["verbs"]),
+            )

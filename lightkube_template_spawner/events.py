@@ -1,0 +1,136 @@
+"""What Kubernetes says about objects while they start: one watch a namespace, open when needed.
+
+Events carry no labels and are never listed whole (a namespace may hold tens of thousands): the
+watch begins at "now" and each event is matched by the UID that it is about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from lightkube_template_spawner.api import Api, Kind
+from lightkube_template_spawner.errors import ClusterError
+
+_KIND = Kind("", "v1", "Event", "events", namespaced=True)
+_NO_NODES = "involvedObject.kind!=Node"
+_KEPT = 500  # what came before its object's UID was known is looked up here
+_LINGER = 60.0  # seconds: one watch serves a class that starts together
+_IDLE = 300.0  # events get no bookmarks; silence is normal
+_PAUSE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event, as short as the spawn page shows it."""
+
+    uid: str
+    kind: str
+    name: str
+    type: str
+    reason: str
+    message: str
+    time: str
+
+    @classmethod
+    def read(cls, item: dict[str, Any]) -> Event:
+        """From the API's core/v1 form, tolerating what old clients leave out."""
+        about = item.get("involvedObject") or {}
+        time = item.get("lastTimestamp") or item.get("eventTime") or item.get("firstTimestamp")
+        return cls(
+            str(about.get("uid") or ""),
+            str(about.get("kind") or ""),
+            str(about.get("name") or ""),
+            str(item.get("type") or "Normal"),
+            str(item.get("reason") or ""),
+            str(item.get("message") or "").strip(),
+            str(time or (item.get("metadata") or {}).get("creationTimestamp") or ""),
+        )
+
+
+class EventFeed:
+    """The events of one namespace, while somebody listens."""
+
+    def __init__(self, api: Api, namespace: str, log: logging.Logger) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._log = log
+        self._recent: deque[Event] = deque(maxlen=_KEPT)
+        self._listeners: set[Callable[[Event], None]] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._closing: asyncio.TimerHandle | None = None
+
+    @contextmanager
+    def listen(self, listener: Callable[[Event], None]) -> Iterator[EventFeed]:
+        """Hear every event from now on; the watch ends a minute after the last listener left."""
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
+        self._listeners.add(listener)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+        try:
+            yield self
+        finally:
+            self._listeners.discard(listener)
+            if not self._listeners:
+                self._closing = asyncio.get_running_loop().call_later(_LINGER, self.close)
+
+    def about(self, uid: str) -> list[Event]:
+        """Recent events about an object whose UID has only now become known."""
+        return [event for event in self._recent if event.uid == uid]
+
+    def close(self) -> None:
+        """End the watch."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        self._recent.clear()
+
+    async def _run(self) -> None:
+        version = ""
+        while True:
+            try:
+                if not version:
+                    first = await self._api.call(
+                        "GET", _KIND.path(self._namespace), params={"limit": "1"}
+                    )
+                    version = first["metadata"]["resourceVersion"]
+                version = await self._watch(version)
+            except (ClusterError, msgspec.MsgspecError, KeyError) as error:
+                # Events are told to the user, nothing depends on them: begin again at "now".
+                self._log.debug("Events of %s: %s", self._namespace, error)
+                version = ""
+                await asyncio.sleep(_PAUSE)
+
+    async def _watch(self, version: str) -> str:
+        params = {
+            "watch": "true",
+            "resourceVersion": version,
+            "fieldSelector": _NO_NODES,
+            "timeoutSeconds": str(int(_IDLE)),
+        }
+        path = _KIND.path(self._namespace)
+        async with self._api.stream(
+            path, params=params, accept="application/json", idle=_IDLE + 10
+        ) as lines:
+            async for line in lines:
+                change = msgspec.json.decode(line) if line else {}
+                if change.get("type") == "ERROR":
+                    return ""
+                if change.get("type") in ("ADDED", "MODIFIED"):
+                    version = change["object"]["metadata"]["resourceVersion"]
+                    self._tell(Event.read(change["object"]))
+        return version
+
+    def _tell(self, event: Event) -> None:
+        self._recent.append(event)
+        for listener in tuple(self._listeners):
+            listener(event)

@@ -1,0 +1,203 @@
+"""Removing objects by label: at stop the kinds on record, with a user every kind that is served.
+
+Two phases: what runs goes first and is awaited; what confines and feeds it (network policies,
+secrets, accounts) goes after. One object that refuses to go never keeps the others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+import anyio
+
+from lightkube_template_spawner.api import Kind
+from lightkube_template_spawner.cluster import Cluster, is_workload
+from lightkube_template_spawner.errors import ClusterError, NotFound, RemovalIncomplete, Unavailable
+from lightkube_template_spawner.identity import OWNER, Policy
+from lightkube_template_spawner.record import Record
+from lightkube_template_spawner.reflector import Meta
+from lightkube_template_spawner.together import each
+
+Found = tuple[Kind, Meta]
+Place = tuple[Kind, str]  # kind, namespace ("" for cluster-scoped)
+Delete = Callable[[Place], Awaitable[list[Found]]]
+
+_CONFIRM = 1.0
+
+
+class Removal:
+    """One removal: a deadline, what was asked to go, and what refused."""
+
+    def __init__(self, cluster: Cluster, log: logging.Logger, *, grace: int | None = None) -> None:
+        self._cluster = cluster
+        self._log = log
+        self._grace = grace
+        self._refused: list[str] = []
+
+    async def stop(
+        self, record: Record, lifecycle_key: str, *, also: Iterable[str] = (), timeout: float
+    ) -> None:
+        """Remove what goes when this server stops; at most one request a kind and namespace.
+
+        ``also`` are kinds that the administrator wants looked at, whatever is on record.
+
+        Raises:
+            RemovalIncomplete: objects are still there after ``timeout`` seconds.
+            ClusterError: the API server could not be asked.
+        """
+        identity = record.identity
+        selector = identity.selector(lifecycle_key, [Policy.STOPPED])
+        places = dict(record.kinds)
+        for kind in also:
+            places.setdefault(kind, record.namespaces)
+        first = record.connection
+
+        def leads(kind: Kind) -> bool:
+            return is_workload(kind) or (
+                first is not None
+                and (kind.api_version, kind.kind) == (first.api_version, first.kind)
+            )
+
+        async def delete(place: Place) -> list[Found]:
+            kind, namespace = place
+            gone = await self._cluster.delete_matching(
+                kind,
+                namespace,
+                selector,
+                lambda meta: identity.owns_as_server(meta.labels),
+                grace=self._grace if str(kind) == "v1/Pod" else None,
+            )
+            return [(kind, meta) for meta in gone]
+
+        await self._phases(await self._resolve(places), leads, delete, timeout)
+
+    async def purge(
+        self,
+        selector: str,
+        ours: Callable[[Meta], bool],
+        *,
+        namespaces: Iterable[str],
+        known: Mapping[str, tuple[str, ...]],
+        only: Iterable[str] = (),
+        cluster_kinds: Iterable[str] = (),
+        timeout: float,
+    ) -> None:
+        """Remove everything that ``selector`` and ``ours`` agree on, in every kind there is.
+
+        ``known`` kinds are looked at even where the API server cannot tell our rights; ``only``
+        narrows the search to those and the known ones.
+
+        Raises:
+            RemovalIncomplete, ClusterError: as ``stop``.
+        """
+        places = await self._everywhere(namespaces, known, only, cluster_kinds)
+
+        async def delete(place: Place) -> list[Found]:
+            kind, namespace = place
+            gone = await self._cluster.delete_listed(
+                kind, namespace, selector, lambda meta: ours(meta) and not meta.controlled
+            )
+            return [(kind, meta) for meta in gone]
+
+        await self._phases(places, is_workload, delete, timeout)
+
+    async def _resolve(self, places: Mapping[str, tuple[str, ...]]) -> list[Place]:
+        kinds = {str(kind): kind for kind in await self._cluster.discovery.named(places)}
+        return [(kinds[n], place) for n in kinds for place in places[n]]
+
+    async def _everywhere(
+        self,
+        namespaces: Iterable[str],
+        known: Mapping[str, tuple[str, ...]],
+        only: Iterable[str],
+        cluster_kinds: Iterable[str],
+    ) -> list[Place]:
+        discovery = self._cluster.discovery
+        places = dict.fromkeys(await self._resolve(known))
+        wanted = set(only)
+        allowed = {*cluster_kinds}
+        for namespace in namespaces:
+            served = await discovery.deletable(namespace)
+            if served is None:
+                self._log.warning(
+                    "The API server cannot tell what we may delete in %s: only kinds on record and "
+                    "in `resource_kinds` are searched",
+                    namespace,
+                )
+                served = await discovery.named(wanted)
+            for kind in served:
+                if wanted and str(kind) not in wanted:
+                    continue
+                if kind.namespaced:
+                    places[kind, namespace] = None
+                elif str(kind) in allowed:
+                    places[kind, ""] = None
+        return list(places)
+
+    async def _phases(
+        self,
+        places: Iterable[Place],
+        leads: Callable[[Kind], bool],
+        delete: Delete,
+        timeout: float,
+    ) -> None:
+        known = list(places)
+        pending: list[Found] = []
+        try:
+            with anyio.fail_after(timeout):
+                for phase in (True, False):
+                    pending = await self._delete([p for p in known if leads(p[0]) is phase], delete)
+                    await each(self._gone, pending)
+        except TimeoutError:
+            raise RemovalIncomplete(
+                f"still there after {timeout:.0f} s: {self._holding(pending)}"
+            ) from None
+        if self._refused:
+            raise RemovalIncomplete("not deleted: " + "; ".join(self._refused))
+
+    async def _delete(self, places: Iterable[Place], delete: Delete) -> list[Found]:
+        async def one(place: Place) -> list[Found]:
+            try:
+                return await delete(place)
+            except NotFound:
+                return []
+            except Unavailable:
+                raise
+            except ClusterError as error:
+                self._refused.append(f"{place[0]} in {place[1] or 'the cluster'}: {error}")
+                return []
+
+        return [item for found in await each(one, places) for item in found]
+
+    async def _gone(self, found: Found) -> None:
+        """Wait until this very object is gone, by the watch; by asking where the watch is late."""
+        kind, meta = found
+        store = self._cluster.reflector(kind, meta.namespace or None)
+        owner = meta.labels.get(OWNER, "")
+        seen = store.synced and store.get(meta.namespace, meta.name) is not None
+        if seen:
+
+            def gone() -> bool | None:
+                live = store.get(meta.namespace, meta.name)
+                return True if live is None or live.meta.uid != meta.uid else None
+
+            await self._cluster.changes.wait_until(owner, gone)
+            return
+        while True:
+            live = await self._cluster.get(kind, meta.namespace, meta.name)
+            if live is None or live["metadata"].get("uid") != meta.uid:
+                return
+            await anyio.sleep(_CONFIRM)
+
+    def _holding(self, pending: Iterable[Found]) -> str:
+        texts = []
+        for kind, meta in pending:
+            live = self._cluster.reflector(kind, meta.namespace or None).get(
+                meta.namespace, meta.name
+            )
+            if live is None or live.meta.uid != meta.uid:
+                continue
+            held = f" (held by {', '.join(live.meta.finalizers)})" if live.meta.finalizers else ""
+            texts.append(f"{live.reference}{held}")
+        return ", ".join(texts) or "objects that the API server does not show any more"

@@ -1,0 +1,269 @@
+"""Everything an administrator can configure, each trait with its documentation."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from traitlets import (
+    Bool,
+    Callable,
+    Dict,
+    Enum,
+    Float,
+    Integer,
+    List,
+    TraitError,
+    Unicode,
+    Union,
+    default,
+    validate,
+)
+from traitlets.config import Configurable
+
+from lightkube_template_spawner.manifests import RETAINED_KINDS
+
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+
+def default_chart() -> Path:
+    """The packaged chart: inside an installed package, beside it in a checkout."""
+    here = Path(__file__).parent
+    installed = here / "charts" / "user-server"
+    return installed if installed.exists() else here.parent / "charts" / "user-server"
+
+
+def _own_namespace() -> str:
+    return _ACCOUNT.read_text().strip() if _ACCOUNT.exists() else ""
+
+
+class Settings(Configurable):
+    """The traits of ``LightkubeTemplateSpawner``; set them as ``c.LightkubeTemplateSpawner.…``."""
+
+    template_path = Unicode(
+        config=True,
+        help="""
+        The template: a Helm chart directory (or its packaged `.tgz`) with everything one user's
+        server needs. Empty: the chart that comes with this package (a pod, a home volume and a
+        secret for the token), which `extra_vars` configures.
+
+        A ConfigMap mounted as a flat directory works too: `templates__pod.yaml` stands for
+        `templates/pod.yaml`. A change is used by the next start.
+        """,
+    )
+
+    extra_vars = Union(
+        [Dict(), Callable()],
+        default_value={},
+        allow_none=True,
+        config=True,
+        help="""
+        Values for the template, beside those that the spawner always passes, which they may
+        override: a dictionary, or a function of the spawner that returns one and may be async::
+
+            c.LightkubeTemplateSpawner.extra_vars = {"image": "quay.io/jupyter/base-notebook"}
+        """,
+    )
+
+    instance_name = Unicode(
+        config=True,
+        help="""
+        Tells this hub's objects from another hub's in the same namespaces: the value of the label
+        `app.kubernetes.io/instance`. Two hubs must never share it. Default: Helm release and
+        namespace when the hub runs in a pod, else `jupyter`. Changing it makes the hub forget
+        every object made under the old name, volumes included.
+        """,
+    )
+
+    namespace = Unicode(
+        config=True,
+        help="""
+        Namespace of users' objects. Default: the hub's own in a pod, else `default`. It must exist
+        unless the template renders it.
+        """,
+    )
+
+    extra_namespaces = List(
+        Unicode(),
+        config=True,
+        help="""
+        Other namespaces that the template may put objects in; patterns such as `user-*` are
+        allowed. Without them, an object in a foreign namespace is refused.
+        """,
+    )
+
+    cluster_kinds = List(
+        Unicode(),
+        config=True,
+        help="""
+        Kinds without a namespace that the template may render, as `apiVersion/Kind`:
+        `["v1/Namespace"]`. They need cluster-wide rights, so none is allowed by default.
+        """,
+    )
+
+    resource_kinds = List(
+        Unicode(),
+        config=True,
+        help="""
+        Kinds, as `v1/Pod` or `apps/v1/Deployment`, that are searched when objects are deleted.
+        Empty: the kinds on record at a stop; every kind that the API server serves, and that the
+        hub's account may delete, when a user or named server is removed. Kinds on record are
+        always searched.
+        """,
+    )
+
+    retained_kinds = List(
+        Unicode(),
+        default_value=list(RETAINED_KINDS),
+        config=True,
+        help="""
+        Kinds that are kept until the user is deleted when the template gives their objects no
+        lifecycle annotation: a forgotten line must not cost a user's data. All others go when the
+        server stops.
+        """,
+    )
+
+    shared_objects = List(
+        Unicode(),
+        config=True,
+        help="""
+        Objects outside the template that its pods may refer to, as patterns of `Kind/name`:
+        `["Secret/registry-login", "ConfigMap/site-*", "PersistentVolumeClaim/datasets"]`. A pod
+        that names any other volume claim, secret, config map or account than those the template
+        renders is refused, so that no name can lead to another user's.
+        """,
+    )
+
+    connection_annotation_key = Unicode(
+        "kubetemplatespawner/connection",
+        config=True,
+        help="""
+        Annotation that marks, with the value `"true"`, the one object that JupyterHub connects to.
+        `<key>-port`, `<key>-scheme` and, for kinds other than Pod and Service, `<key>-address` (a
+        path such as `{.status.address.url}`) say how.
+        """,
+    )
+
+    lifecycle_annotation_key = Unicode(
+        "kubetemplatespawner/lifecycle",
+        config=True,
+        help="""
+        Annotation that says when an object goes: `server-stopped`, `server-deleted` (with its named
+        server) or `user-deleted`. Mirrored as a label of the same key, by which objects are found.
+        """,
+    )
+
+    select_own_pods = Bool(
+        True,
+        config=True,
+        help="""
+        Add the owner label to the selectors of rendered Services, NetworkPolicies and
+        PodDisruptionBudgets, so that they can never choose another user's pods. Turn it off if they
+        must select pods that an operator makes without our labels.
+        """,
+    )
+
+    gitops_guard = Bool(
+        True,
+        config=True,
+        help="""
+        Annotate objects so that Argo CD, which may track by the same instance label, neither counts
+        nor prunes them.
+        """,
+    )
+
+    service_address = Enum(
+        ["ip", "dns"],
+        config=True,
+        help="""
+        How the hub and the proxy reach a connection Service: by cluster `ip` (default), or by `dns`
+        name, which internal_ssl needs and which works inside the cluster only. A Service that is
+        deleted at each stop comes back with another address, which a name may hide for a while.
+        """,
+    )
+
+    cluster_domain = Unicode(
+        "cluster.local", config=True, help="DNS domain of the cluster, for `service_address` dns."
+    )
+
+    kubeconfig = Unicode(
+        config=True,
+        help="""
+        Path of a kubeconfig file. Empty: the pod's service account, else `$KUBECONFIG`, else
+        `~/.kube/config`.
+        """,
+    )
+
+    kube_context = Unicode(
+        config=True, help="Context of the kubeconfig; empty: its current context."
+    )
+
+    k8s_timeout = Integer(
+        config=True,
+        help="""
+        Seconds that a server may take until it is ready. Default: a little less than
+        `start_timeout`, so that the user reads what was waited for.
+        """,
+    )
+
+    k8s_request_timeout = Float(
+        10.0, config=True, help="Seconds that one request to the API server may take."
+    )
+
+    stop_timeout = Float(
+        90.0,
+        config=True,
+        help="""
+        Seconds that a stop may take, beyond the pods' grace period. After that the stop fails with
+        the names of the objects that are still there and of the finalizers that hold them.
+        """,
+    )
+
+    delete_grace_period = Integer(
+        None,
+        allow_none=True,
+        config=True,
+        help="""
+        Seconds that pods get to end at a stop. Default: what the template says in
+        `terminationGracePeriodSeconds`. A stop "now" gives one second.
+        """,
+    )
+
+    render_timeout = Float(
+        10.0, config=True, help="Seconds that rendering the template may take before it is ended."
+    )
+
+    @default("instance_name")
+    def _default_instance_name(self) -> str:
+        namespace = os.environ.get("POD_NAMESPACE") or _own_namespace()
+        if not namespace:
+            return "jupyter"
+        parts = [os.environ.get("HELM_RELEASE_NAME"), namespace]
+        return "-".join(part for part in parts if part)[:63].rstrip("-_.")
+
+    @validate("instance_name")
+    def _valid_instance_name(self, proposal: Any) -> str:
+        name = str(proposal["value"])
+        if not _LABEL_VALUE.fullmatch(name):
+            raise TraitError(
+                f"instance_name {name!r} is not a label value: use at most 63 letters, digits, "
+                "'-', '_' and '.', beginning and ending with a letter or digit"
+            )
+        return name
+
+    @default("namespace")
+    def _default_namespace(self) -> str:
+        return _own_namespace() or "default"
+
+    @validate("resource_kinds", "retained_kinds", "cluster_kinds")
+    def _valid_kinds(self, proposal: Any) -> list[str]:
+        for name in proposal["value"]:
+            if name.count("/") not in (1, 2) or not all(name.split("/")):
+                raise TraitError(
+                    f"{proposal['trait'].name}: {name!r} is not written as `v1/Pod` or "
+                    "`apps/v1/Deployment`"
+                )
+        return list(proposal["value"])

@@ -1,0 +1,481 @@
+"""The spawner: JupyterHub's contract on one side, the launcher's on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import inspect
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from datetime import timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+from jupyterhub import spawner as hub_spawner
+from jupyterhub.spawner import Spawner
+from sqlalchemy.orm import object_session
+from tornado import web
+from traitlets import default
+
+from lightkube_template_spawner import liveness, renderer, values
+from lightkube_template_spawner.cluster import Cluster, shared
+from lightkube_template_spawner.connection import Route
+from lightkube_template_spawner.errors import (
+    ClusterError,
+    ConfigurationError,
+    NotOurs,
+    RemovalIncomplete,
+    SpawnerError,
+    StartTimeout,
+    TemplateError,
+    Unavailable,
+)
+from lightkube_template_spawner.identity import Identity, Policy
+from lightkube_template_spawner.launcher import Launcher
+from lightkube_template_spawner.manifests import Rules
+from lightkube_template_spawner.progress import ProgressLog
+from lightkube_template_spawner.record import Record
+from lightkube_template_spawner.reflector import Meta
+from lightkube_template_spawner.removal import Removal
+from lightkube_template_spawner.settings import Settings, default_chart
+from lightkube_template_spawner.status import Ended
+
+_STATE = "lightkube_template_spawner"
+_POLL_PATIENCE = 2.5  # seconds that a poll waits for a first list: the hub's start waits for polls
+_ADOPT_PATIENCE = 5.0  # the same for a server that was ready when the former hub ended
+_NOW = 1  # grace for a stop "now"; with 0 the process outlives its object
+_PURGE_TRIES = 3
+# What z2jh and add-ons write to KubeSpawner's section and every spawner has.
+_INHERITED = (
+    "auth_state_hook",
+    "cpu_guarantee",
+    "cpu_limit",
+    "environment",
+    "http_timeout",
+    "mem_guarantee",
+    "mem_limit",
+    "post_stop_hook",
+    "pre_spawn_hook",
+    "progress_ready_hook",
+    "start_timeout",
+)
+
+
+class LightkubeTemplateSpawner(Settings, Spawner):
+    """Runs each user's server from a template on Kubernetes."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._record: Record | None = None
+        self._progress_log: ProgressLog | None = None
+        self._starting = False
+        self._burial: asyncio.Task[None] | None = None
+        self._notice: asyncio.Task[Any] | None = None
+        self._unsubscribe: Any = None
+        super().__init__(**kwargs)
+        self._inherit_kubespawner_settings()
+
+    @default("env_keep")
+    def _default_env_keep(self) -> list[str]:
+        return []  # the hub's own environment is not the user's
+
+    @default("ip")
+    def _default_ip(self) -> str:
+        return "0.0.0.0"  # noqa: S104 - inside the user's own pod
+
+    @default("port")
+    def _default_port(self) -> int:
+        return 8888
+
+    @default("k8s_timeout")
+    def _default_k8s_timeout(self) -> int:
+        return int(self.start_timeout)
+
+    @default("service_address")
+    def _default_service_address(self) -> str:
+        return "dns" if self.internal_ssl else "ip"
+
+    def _inherit_kubespawner_settings(self) -> None:
+        """Take shared settings from ``c.KubeSpawner`` where our own sections leave them out."""
+        theirs = self.config.get("KubeSpawner", {})
+        own = [self.config.get(cls.__name__, {}) for cls in type(self).__mro__]
+        for name in _INHERITED:
+            if name in theirs and not any(name in section for section in own):
+                setattr(self, name, theirs[name])
+
+    # -- the hub's contract -----------------------------------------------------------------------
+
+    async def start(self) -> str:
+        """Start the server; its URL once it is ready.
+
+        Cleans nothing up on failure: ``poll`` then answers None, so that the hub calls ``stop``.
+        """
+        self._forget_callbacks()
+        self._progress_log = log = ProgressLog()
+        self._starting = True
+        began = time.monotonic()
+        try:
+            launcher = await self._launcher()
+            log.tell("Rendering the template", 2)
+            documents = await self._render(launcher.identity)
+            record = await launcher.launch(
+                documents,
+                before=self._record,
+                save=self._save,
+                feed=launcher.cluster.events(self.namespace),
+                timeout=self._patience(),
+            )
+        except SpawnerError as error:
+            raise self._explained(error) from error
+        finally:
+            self._starting = False
+            log.close()
+        self._attend(launcher.cluster)
+        self.log.info(
+            "%s is ready at %s after %.1f s", self._log_name, record.url, time.monotonic() - began
+        )
+        return record.url
+
+    async def stop(self, now: bool = False) -> None:
+        """Remove what goes when the server stops, and wait until it is gone."""
+        record = self._record
+        self._forget_callbacks()
+        if record is None or not record.live:
+            return
+        grace = _NOW if now else self.delete_grace_period
+        removal = Removal(self._cluster(), self.log, grace=grace)
+        await removal.stop(
+            record,
+            self.lifecycle_annotation_key,
+            also=self.resource_kinds,
+            timeout=self.stop_timeout + (grace or 0),
+        )
+        self._record = record.stopped()
+
+    async def poll(self) -> int | None:
+        """None while the server runs, starts, or cannot be asked about; else its exit code.
+
+        The hub calls ``stop`` only after None. So None is the answer, too, while a failed start's
+        objects exist; and a server that died by itself is removed here, before its code is given.
+        """
+        record = self._record
+        if self._starting:
+            return None
+        if record is None or not record.live:
+            return 0
+        if not record.ready:
+            return None
+        try:
+            over = await self._ended(record)
+            if over is None:
+                return None
+            self.log.warning("%s ended: %s", self._log_name, over.reason)
+            if self._burial is None or self._burial.done():
+                self._burial = asyncio.create_task(self._bury(record))
+            await asyncio.shield(self._burial)
+        except (SpawnerError, OSError) as error:
+            self.log.warning("%s: %s", self._log_name, error)
+            return None
+        return over.code
+
+    async def _ended(self, record: Record) -> Ended | None:
+        """How the server ended; None while it runs, or when no answer comes in time."""
+        with anyio.move_on_after(_POLL_PATIENCE):
+            return await liveness.ended(self._cluster(), record, self.log)
+        return None
+
+    async def get_url(self) -> str:
+        """The URL of a server that a former hub started; waits until it is ready, never raises.
+
+        A ``get_url`` that raises keeps the whole hub from starting.
+        """
+        known = str(self.server.url) if self.server else ""
+        record = self._record
+        if record is None or not record.live:
+            return known
+        try:
+            launcher = await self._launcher()
+            patience = _ADOPT_PATIENCE if record.ready else self._remaining_patience()
+            url = await launcher.adopt(record, timeout=patience)
+        except (SpawnerError, OSError) as error:
+            self.log.warning("%s cannot be adopted: %s", self._log_name, error)
+            return known
+        # The hub compares with its own and stores address and port; the scheme is left to us.
+        self.server.proto = urlsplit(url).scheme
+        self._save(replace(record, url=url, ready=True))
+        self._attend(launcher.cluster)
+        return f"{url}{self.server.base_url}"
+
+    async def progress(self) -> AsyncIterator[dict[str, Any]]:
+        """Messages of the running start, for any number of readers, early or late."""
+        log = self._progress_log
+        if log is not None:
+            async for entry in log.read():
+                yield entry
+
+    async def delete_forever(self) -> None:
+        """Remove what belongs to this named server; for the default server, all that is the user's.
+
+        The hub forgets the user whatever happens here, so it is tried more than once.
+        """
+        for attempt in range(1, _PURGE_TRIES + 1):
+            try:
+                await self._purge()
+            except (ClusterError, RemovalIncomplete) as error:
+                self.log.error(  # noqa: TRY400 - the message says it all
+                    "Removing %s, attempt %d of %d: %s",
+                    self._log_name,
+                    attempt,
+                    _PURGE_TRIES,
+                    error,
+                )
+                if attempt == _PURGE_TRIES:
+                    raise
+                await anyio.sleep(attempt)
+            else:
+                return
+
+    def get_state(self) -> dict[str, Any]:
+        """What the hub's database keeps: no manifest, no environment, no token."""
+        state = dict(super().get_state())
+        if self._record is not None:
+            state[_STATE] = self._record.to_state()
+            state["namespace"] = self._record.namespace
+            # KubeSpawner's names for them, for tools that read its state.
+            names = {"pod_name": self._record.pod, "pvc_name": self._record.pvc}
+            state.update({key: name for key, name in names.items() if name})
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``get_state`` gave; another spawner's state is left alone."""
+        super().load_state(state)
+        self._record = Record.from_state(state.get(_STATE))
+
+    def clear_state(self) -> None:
+        """Forget what ends with a server; its identity and what it keeps outlive it."""
+        super().clear_state()
+        if self._record is not None and not self._record.live:
+            self._record = self._record.stopped()
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> Identity:
+        """Whose server this is, by the names of the user's and the server's first start."""
+        username, servername = str(self.user.name), str(self.name)
+        known = self._record
+        if known is not None and known.identity.instance == self.instance_name:
+            username, servername = known.identity.username, known.identity.servername
+        else:
+            for sibling in self._sibling_records():
+                if sibling.identity.instance == self.instance_name:
+                    username = sibling.identity.username
+        return Identity(self.instance_name, username, servername, self.user.id)
+
+    def _sibling_records(self) -> list[Record]:
+        """What the database knows of all servers of this user."""
+        states = [orm.state or {} for orm in self.user.orm_user.orm_spawners.values()]
+        records = (Record.from_state(state.get(_STATE)) for state in states)
+        return [record for record in records if record is not None]
+
+    def _cluster(self) -> Cluster:
+        return shared(
+            self.kubeconfig,
+            self.kube_context,
+            self.instance_name,
+            self.log,
+            timeout=self.k8s_request_timeout,
+        )
+
+    async def _launcher(self) -> Launcher:
+        rules = Rules(
+            namespace=self.namespace,
+            connection_key=self.connection_annotation_key,
+            lifecycle_key=self.lifecycle_annotation_key,
+            namespaces=tuple(self.extra_namespaces),
+            cluster_kinds=tuple(self.cluster_kinds),
+            retained_kinds=tuple(self.retained_kinds),
+            shared_objects=tuple(self.shared_objects),
+            select_own_pods=self.select_own_pods,
+            gitops_guard=self.gitops_guard,
+        )
+        route = Route(
+            annotation_key=self.connection_annotation_key,
+            port=self.port,
+            scheme="https" if self.internal_ssl else "http",
+            service_address=self.service_address,
+            cluster_domain=self.cluster_domain,
+        )
+        log = self._progress_log or ProgressLog()
+        return Launcher(self._cluster(), self.identity, rules, route, self.log, log.tell)
+
+    async def _render(self, identity: Identity) -> Mapping[str, str]:
+        path = Path(self.template_path) if self.template_path else default_chart()
+        engine = renderer.open_renderer(
+            path,
+            kube_version=await self._cluster().discovery.server_version(),
+            log=self.log,
+            timeout=self.render_timeout,
+        )
+        rendered = await engine.render(
+            await self._values(identity),
+            release=identity.user_server_slug,
+            namespace=self.namespace,
+        )
+        return rendered.documents
+
+    async def _values(self, identity: Identity) -> dict[str, Any]:
+        extra = self.extra_vars(self) if callable(self.extra_vars) else self.extra_vars
+        if inspect.isawaitable(extra):
+            extra = await extra
+        if extra is not None and not isinstance(extra, Mapping):
+            raise TemplateError(
+                f"the trait `extra_vars` gave a {type(extra).__name__}, not a dictionary"
+            )
+        ours = {
+            "cmd": list(self.cmd or []),
+            "args": list(self.get_args()),
+            "default_url": self.default_url,
+            "notebook_dir": self.notebook_dir,
+            "mem_limit": self.mem_limit,
+            "mem_guarantee": self.mem_guarantee,
+            "cpu_limit": self.cpu_limit,
+            "cpu_guarantee": self.cpu_guarantee,
+            "user_options": self.user_options,
+            "groups": sorted(group.name for group in self.user.groups),
+            "admin": bool(self.user.admin),
+            "profile": {},
+            "hub": {"api_url": self.hub.api_url, "base_url": self.hub.base_url},
+            "labels": dict(identity.server_labels),
+            "annotations": {},
+            "kubespawner": _plain(self.config.get("KubeSpawner", {})),
+        }
+        return values.build(
+            identity,
+            unescaped_username=str(self.user.name),
+            unescaped_servername=str(self.name),
+            namespace=self.namespace,
+            ip=self.ip,
+            port=self.port,
+            env=self.get_env(),
+            ours=ours,
+            extra=extra or {},
+        )
+
+    async def _purge(self) -> None:
+        identity = self.identity
+        records = [*self._sibling_records(), *([self._record] if self._record else [])]
+        known: dict[str, tuple[str, ...]] = {}
+        for record in records:
+            for kind, places in [*record.kinds.items(), *record.retained.items()]:
+                known[kind] = tuple(sorted({*known.get(kind, ()), *places}))
+        literal = [name for name in self.extra_namespaces if not set(name) & set("*?[")]
+        recorded = [name for record in records for name in record.namespaces]
+        selector = identity.user_selector()
+        ours = identity.owns
+        if self.name:
+            policies = [Policy.STOPPED, Policy.SERVER_DELETED]
+            selector = identity.selector(self.lifecycle_annotation_key, policies)
+            ours = identity.owns_as_server
+
+        def is_ours(meta: Meta) -> bool:
+            return ours(meta.labels)
+
+        removal = Removal(self._cluster(), self.log)
+        await removal.purge(
+            selector,
+            is_ours,
+            namespaces=dict.fromkeys([self.namespace, *recorded, *literal]),
+            known=known,
+            only=self.resource_kinds,
+            cluster_kinds=self.cluster_kinds,
+            timeout=self.stop_timeout,
+        )
+
+    async def _bury(self, record: Record) -> None:
+        """Remove what a server that died by itself leaves; the hub calls no ``stop`` for it."""
+        removal = Removal(self._cluster(), self.log)
+        await removal.stop(record, self.lifecycle_annotation_key, timeout=self.stop_timeout)
+        if self._record is record:
+            self._record = record.stopped()
+
+    def _attend(self, cluster: Cluster) -> None:
+        """Notice the server's death when the watch does, not at the next poll interval."""
+        self._forget_callbacks()
+        self._unsubscribe = cluster.changes.subscribe(self.identity.owner, self._changed)
+
+    def _forget_callbacks(self) -> None:
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+
+    def _changed(self) -> None:
+        record = self._record
+        if record is None or not record.ready or self.pending or not self.ready:
+            return
+        if self._notice is not None and not self._notice.done():
+            return
+        if liveness.suspicious(self._cluster(), record):
+            self._notice = asyncio.create_task(self.poll_and_notify())
+
+    def _save(self, record: Record) -> None:
+        """Keep the record in the database too: the hub itself saves only after a start or stop."""
+        self._record = record
+        self.orm_spawner.state = self.get_state()
+        session = object_session(self.orm_spawner)
+        if session is not None:
+            session.commit()
+
+    def _patience(self) -> float:
+        """A little less than the hub's own, so that our message is the one that is read."""
+        return max(1.0, min(float(self.k8s_timeout), float(self.start_timeout) - 2.0))
+
+    def _remaining_patience(self) -> float:
+        started = self.orm_spawner.started
+        if started is None:
+            return self._patience()
+        passed = time.time() - started.replace(tzinfo=timezone.utc).timestamp()  # noqa: UP017
+        return max(_ADOPT_PATIENCE, self._patience() - float(passed))
+
+    def _explained(self, error: SpawnerError) -> Exception:
+        """The hub's exception for one of ours: shown to the user, not counted as a hub fault."""
+        reason = next((r for kind, r in _REASONS.items() if isinstance(error, kind)), "cluster")
+        message = self._without_secrets(str(error))
+        self.log.error("Starting %s failed (%s): %s", self._log_name, reason, message)
+        status = 503 if isinstance(error, Unavailable) else 400
+        raised: web.HTTPError
+        if hasattr(hub_spawner, "SpawnException"):
+            raised = hub_spawner.SpawnException(message, reason=reason, status_code=status)
+        else:  # JupyterHub 5
+            raised = web.HTTPError(status, "%s", message)
+        # The spawn page reads this attribute, whatever the exception.
+        vars(raised)["jupyterhub_message"] = message
+        return raised
+
+    def _without_secrets(self, message: str) -> str:
+        token = self.api_token or ""
+        for secret in (token, base64.b64encode(token.encode()).decode()):
+            if secret:
+                message = message.replace(secret, "***")
+        return message
+
+
+_REASONS: Mapping[type[SpawnerError], str] = {
+    ConfigurationError: "template",
+    NotOurs: "ownership",
+    StartTimeout: "timeout",
+}
+
+
+def _plain(section: Mapping[str, Any]) -> dict[str, Any]:
+    """KubeSpawner's settings as JSON; what is none (callables, client objects) is left out."""
+    plain = {}
+    for name, value in section.items():
+        try:
+            plain[name] = json.loads(json.dumps(value))
+        except (TypeError, ValueError):
+            continue
+    return plain

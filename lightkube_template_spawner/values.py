@@ -1,0 +1,67 @@
+"""The values a template gets: KubeTemplateSpawner's names, ours beside them; pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from lightkube_template_spawner.identity import Identity
+
+_USE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
+
+
+def build(
+    identity: Identity,
+    *,
+    unescaped_username: str,
+    unescaped_servername: str,
+    namespace: str,
+    ip: str,
+    port: int,
+    env: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The values mapping, in order of precedence: ``extra``, the seed's names, ``ours``.
+
+    ``env`` values are strings, or ``valueFrom`` mappings as KubeSpawner allows; the latter appear
+    in ``env_list`` only, because charts print ``env`` as text.
+    """
+    return {
+        **ours,
+        "env_list": env_list(env),
+        "userid": identity.userid,
+        "unescaped_username": unescaped_username,
+        "unescaped_servername": unescaped_servername,
+        "escaped_username": identity.user_slug,
+        "escaped_servername": identity.server_slug,
+        "escaped_user_server": identity.user_server_slug,
+        "instance": identity.instance,
+        "namespace": namespace,
+        "ip": ip,
+        "port": port,
+        "env": {name: str(value) for name, value in env.items() if not isinstance(value, Mapping)},
+        **extra,
+    }
+
+
+def env_list(env: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """``env`` as a Kubernetes EnvVar list: by name, each after those it uses as ``$(NAME)``."""
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for name in sorted(env):
+        uses = set(_USE.findall(env[name])) if isinstance(env[name], str) else set()
+        sorter.add(name, *sorted((uses & env.keys()) - {name}))
+    try:
+        order = list(sorter.static_order())
+    except CycleError:
+        order = sorted(env)  # Kubernetes leaves a circle of references as text; so do we
+    return [_variable(name, env[name]) for name in order]
+
+
+def _variable(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        plain = dict(value)
+        return {"name": name, **(plain if "valueFrom" in plain else {"valueFrom": plain})}
+    return {"name": name, "value": str(value)}
