@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from pathlib import Path
 
 import anyio
 import pytest
 
+from e2e.cluster.model import cache_folder
 from e2e.hub import ADMIN, Hub
 from e2e.proxy import install_proxy
 from e2e.user import CodeFailedError, HubUser, ServerFailedError
@@ -37,8 +37,8 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def proxy_command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return install_proxy(Path.home() / ".cache/lightkube-template-spawner", report)
+def proxy_command() -> list[str]:
+    return install_proxy(cache_folder(), report)
 
 
 @pytest.fixture

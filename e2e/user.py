@@ -127,6 +127,8 @@ class HubUser:
         params = {"_xsrf": self._xsrf("/hub/")}
         url = f"/hub/api/{path}"
         async with self._client.sse(url, headers=headers, params=params) as source:
+            if source.response.is_error:
+                await source.response.aread()
             _must_succeed(source.response)
             async for event in source:
                 content: Any = event.json()
@@ -232,4 +234,6 @@ def _is_xsrf(cookie: Any, path: str) -> bool:
 def _must_succeed(response: httpx2.Response) -> None:
     if response.is_error:
         request = response.request
-        raise RuntimeError(f"{request.method} {request.url}: {response.status_code}")
+        raise RuntimeError(
+            f"{request.method} {request.url}: {response.status_code} {response.text[:500]}"
+        )
