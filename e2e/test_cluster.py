@@ -21,6 +21,7 @@ from e2e import cluster as clusters
 from e2e.cluster import Cluster, ClusterError, record
 from e2e.cluster.kubectl import Kubectl
 from e2e.cluster.model import FAKE_NODE_TAINT, cache_folder
+from e2e.cluster.packages import PROGRAMS, packages
 
 REPOSITORY = Path(__file__).parents[1]
 UP = [sys.executable, "-m", "e2e.cluster", "up"]
@@ -170,8 +171,7 @@ def test_both_storage_classes_bind_grow_and_release_volumes_that_user_1000_write
     }
     assert len(volumes) == len(names)
     call("delete", "-n", space, "pod/writer", *(f"pvc/{name}" for name in names))
-    left = lambda: {item["metadata"]["name"] for item in call.get("pv")["items"]}  # noqa: E731
-    eventually(lambda: not volumes & left())
+    eventually(lambda: not volumes & {one["metadata"]["name"] for one in call.get("pv")["items"]})
 
 
 def test_a_claim_of_the_default_class_needs_no_name(call: Kubectl, space: str) -> None:
@@ -381,12 +381,10 @@ def _names(folder: Path) -> set[str]:
 
 
 def _packet_filter() -> set[str]:
-    from e2e.cluster.packages import packages
-
-    programs = packages(cache_folder(), lambda _: None)
+    programs = packages(cache_folder(), PROGRAMS, lambda _: None)
     command = [programs.program("nft"), "list", "tables"]
     said = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | programs.environment
+        command, check=True, capture_output=True, text=True, env=os.environ | programs.environment
     )
     return set(said.stdout.splitlines())
 
@@ -398,8 +396,8 @@ def _processes() -> set[str]:
         if not entry.name.isdecimal():
             continue
         try:
-            program = os.readlink(entry / "exe")
-            root = os.readlink(entry / "root")
+            program = str((entry / "exe").readlink())
+            root = str((entry / "root").readlink())
             arguments = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:  # ended meanwhile, or a thread of the kernel
             continue

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 
-from e2e.cluster import given, kind, local, record
+from e2e.cluster import given, kind, local, record, teardown
 from e2e.cluster.model import (
     DEFAULT_NAME,
     TINY_IMAGE,
-    USER_IMAGE,
     Cluster,
     ClusterError,
     Log,
@@ -17,7 +16,6 @@ from e2e.cluster.model import (
 
 __all__ = [
     "TINY_IMAGE",
-    "USER_IMAGE",
     "Cluster",
     "ClusterError",
     "StorageClasses",
@@ -52,7 +50,7 @@ def down(name: str = DEFAULT_NAME, log: Log = print) -> None:
         elif found.provider == "kind":
             kind.down(found, log)
         else:
-            local.down(found, local.layout(log), log)
+            teardown.down(found, local.ground(log), log)
 
 
 def status() -> Cluster | None:

@@ -9,7 +9,7 @@ import time
 
 from e2e import cluster
 from e2e.cluster.kubectl import Kubectl
-from e2e.cluster.model import DEFAULT_NAME, Cluster, ClusterError
+from e2e.cluster.model import DEFAULT_NAME, Cluster, ClusterError, Log
 
 
 def main() -> int:
@@ -24,28 +24,30 @@ def main() -> int:
         print(f"[{time.monotonic() - begun:6.1f} s] {message}", file=sys.stderr, flush=True)
 
     try:
-        if options.command == "down":
-            cluster.down(options.name, log)
-            return 0
-        if options.command == "up":
-            print_environment(cluster.up(options.name, log))
-            return 0
-        found = cluster.status()
-        if found is None:
-            print("no cluster runs here: start one with `python -m e2e.cluster up`")
-            return 1
-        if options.command == "env":
-            print_environment(found)
-            return 0
-        print(f"{found.name} ({found.provider}), kubeconfig {found.kubeconfig}")
-        print(Kubectl(found.kubectl, found.kubeconfig)("get", "nodes"), end="")
-        return 0
+        return run(options.command, options.name, log)
     except ClusterError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def run(command: str, name: str, log: Log) -> int:
+    """Do what was asked for; the result is the exit code."""
+    if command == "down":
+        cluster.down(name, log)
+        return 0
+    found = cluster.up(name, log) if command == "up" else cluster.status()
+    if found is None:
+        print("no cluster runs here: start one with `python -m e2e.cluster up`", file=sys.stderr)
+        return 1
+    if command == "status":
+        print(f"{found.name} ({found.provider}), kubeconfig {found.kubeconfig}")
+        print(Kubectl(found.kubectl, found.kubeconfig)("get", "nodes"), end="")
+    else:
+        print_environment(found)
+    return 0
 
 
 def print_environment(found: Cluster) -> None:

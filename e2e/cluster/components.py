@@ -255,28 +255,26 @@ def dns(at: Layout) -> list[str]:
     return [at.program("coredns"), "-conf", str(path), "-quiet"]
 
 
-def kwok(at: Layout) -> list[str]:
+def kwok(built: Path, kubeconfig: str, node_address: str) -> list[str]:
     """Plays the fake node and the pods on it."""
     return [
-        at.program("kwok"),
-        f"--kubeconfig={at.kubeconfig('kwok')}",
-        f"--config={at.program('kwok-stages.yaml')}",
+        str(built / "kwok"),
+        f"--kubeconfig={kubeconfig}",
+        f"--config={built / 'kwok-stages.yaml'}",
         f"--manage-single-node={FAKE_NODE}",
         f"--cidr={network.FAKE_PODS}",
-        f"--node-ip={network.PRIVATE}",
+        f"--node-ip={node_address}",
         f"--server-address={network.PRIVATE}:10247",
         f"--node-lease-duration-seconds={LOST_NODE_SECONDS}",
     ]
 
 
-def provisioner(at: Layout) -> list[str]:
+def provisioner(kubeconfig: str, folder: str, node: str, prefix: str = "") -> list[str]:
     """Ours, because the controllers' own makes volumes that only root can write."""
-    return [
-        *(sys.executable, "-m", "e2e.cluster.provisioner"),
-        *("--kubeconfig", at.kubeconfig("provisioner")),
-        *("--folder", str(at.volumes)),
-        *("--node", NODE, "--node", FAKE_NODE),
-    ]
+    command = [sys.executable, "-m", "e2e.cluster.provisioner", "--kubeconfig", kubeconfig]
+    command += ["--folder", folder, "--prefix", prefix]
+    # A fake pod may have a volume too: nothing is ever written to it.
+    return [*command, "--node", node, "--node", FAKE_NODE]
 
 
 def _calls_api(at: Layout, who: str) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import secrets
-import subprocess
 from pathlib import Path
 
 from e2e.cluster import network
-from e2e.cluster.model import DNS_DOMAIN, NODE, ClusterError
+from e2e.cluster.commands import run
+from e2e.cluster.model import DNS_DOMAIN, NODE
 from e2e.cluster.record import write_whole
 
 API_SERVER = f"https://{network.HOST}:6443"
@@ -57,9 +57,9 @@ def create(folder: Path, openssl: str) -> None:
     _certificate(openssl, folder, "server", "server", "/CN=kube-apiserver")
     # The API server shows this one to the kubelet, for logs and exec.
     _certificate(openssl, folder, "client", "client", "/O=system:masters/CN=kube-apiserver")
-    _openssl(openssl, "genpkey", *_KEY, "-out", str(folder / "accounts.key"))
+    run(openssl, "genpkey", *_KEY, "-out", str(folder / "accounts.key"))
     pair = ("-in", str(folder / "accounts.key"), "-out", str(folder / "accounts.pub"))
-    _openssl(openssl, "pkey", "-pubout", *pair)
+    run(openssl, "pkey", "-pubout", *pair)
     authority = (folder / "ca.crt").read_bytes()
     lines = []
     for name, (user, group) in IDENTITIES.items():
@@ -91,15 +91,9 @@ _KEY = ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
 
 def _certificate(openssl: str, folder: Path, name: str, section: str, subject: str) -> None:
     key, certificate = folder / f"{name}.key", folder / f"{name}.crt"
-    _openssl(openssl, "genpkey", *_KEY, "-out", str(key))
+    run(openssl, "genpkey", *_KEY, "-out", str(key))
     command = ["req", "-x509", "-new", "-days", "3650", "-subj", subject, "-key", str(key)]
     command += ["-config", str(folder / "openssl.cnf"), "-extensions", section]
     if name != "ca":
         command += ["-CA", str(folder / "ca.crt"), "-CAkey", str(folder / "ca.key")]
-    _openssl(openssl, *command, "-out", str(certificate))
-
-
-def _openssl(program: str, *arguments: str) -> None:
-    done = subprocess.run([program, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise ClusterError(f"openssl {arguments[0]} failed: {done.stderr.strip()}")
+    run(openssl, *command, "-out", str(certificate))

@@ -13,7 +13,6 @@ import yaml
 from e2e.cluster import build
 from e2e.cluster.kubectl import Kubectl
 from e2e.cluster.model import (
-    USER_IMAGE,
     Cluster,
     ClusterError,
     Log,
@@ -21,6 +20,7 @@ from e2e.cluster.model import (
     cache_folder,
 )
 from e2e.cluster.objects import DEFAULT_CLASS
+from e2e.image import IMAGE
 
 
 def cluster(log: Log) -> Cluster:
@@ -42,7 +42,7 @@ def cluster(log: Log) -> Cluster:
         node=os.environ.get("E2E_NODE") or nodes[0],
         fake_node=os.environ.get("E2E_FAKE_NODE", ""),
         storage_classes=StorageClasses(immediate, wait or immediate),
-        image=os.environ.get("E2E_IMAGE", USER_IMAGE),
+        image=os.environ.get("E2E_IMAGE", IMAGE),
     )
 
 
@@ -69,4 +69,4 @@ def kubectl_program(log: Log) -> Path:
         return Path(found)
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    return build.build(cache, "components", build.CLIENTS, log) / "kubectl"
+    return build.build(cache, "clients", log) / "kubectl"

@@ -6,13 +6,21 @@ import hashlib
 import io
 import json
 import os
-import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+from e2e.cluster.commands import run
 from e2e.cluster.components import PAUSE_IMAGE
 from e2e.cluster.model import TINY_IMAGE, Log
+from e2e.cluster.packages import packages
+from e2e.image import build_image
+
+
+def archives(cache: Path, log: Log) -> list[Path]:
+    """All images that pods of the tests use, in files that every runtime takes."""
+    busybox = packages(cache, {}, log).file("bin/busybox")
+    return [tiny_archive(cache, busybox), build_image(cache, log)]
 
 
 def tiny_archive(cache: Path, busybox: Path) -> Path:
@@ -40,7 +48,7 @@ def tiny_archive(cache: Path, busybox: Path) -> Path:
 
 
 def _layer(busybox: Path) -> bytes:
-    applets = subprocess.run([str(busybox), "--list"], check=True, capture_output=True, text=True)
+    applets = run(busybox, "--list").split()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as out:
         for folder, mode in (("bin", 0o755), ("etc", 0o755), ("tmp", 0o1777), ("home", 0o755)):
@@ -48,7 +56,7 @@ def _layer(busybox: Path) -> bytes:
             entry.type, entry.mode = tarfile.DIRTYPE, mode
             out.addfile(entry)
         _add(out, "bin/busybox", busybox.read_bytes(), 0o755)
-        for name in sorted(set(applets.stdout.split()) - {"busybox"}):
+        for name in sorted(set(applets) - {"busybox"}):
             entry = tarfile.TarInfo(f"bin/{name}")
             entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
             out.addfile(entry)

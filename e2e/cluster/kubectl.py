@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from e2e.cluster.commands import attempt
 from e2e.cluster.model import ClusterError
 
 
@@ -21,10 +21,10 @@ class Kubectl:
 
     def run(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run one command and return whatever came of it."""
-        command = [str(self.program), f"--kubeconfig={self.kubeconfig}", *arguments]
         # Proxies are for the way out of the machine, and the cluster is on it.
-        environment = os.environ | {"NO_PROXY": "*", "no_proxy": "*"}
-        return subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment)
+        direct = {"NO_PROXY": "*", "no_proxy": "*"}
+        program = (self.program, f"--kubeconfig={self.kubeconfig}")
+        return attempt(*program, *arguments, environment=direct, stdin=stdin)
 
     def succeeds(self, *arguments: str) -> bool:
         """Whether a command works; for waiting until it does."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from e2e.image import IMAGE
+
 Log = Callable[[str], None]
 
-USER_IMAGE = "localhost/user-server:e2e"
-"""The image of a user's server, made by `e2e.image`; this is the only place that names it."""
 TINY_IMAGE = "localhost/tiny:e2e"
 """A static busybox: a shell, `sleep`, `httpd`, `wget` and `nslookup` in one megabyte."""
 
@@ -48,7 +48,7 @@ class Cluster:
     fake_node: str
     """A node without a machine: only pods that tolerate its taint land there; empty if none."""
     storage_classes: StorageClasses
-    image: str = USER_IMAGE
+    image: str = IMAGE
     tiny_image: str = TINY_IMAGE
     dns_domain: str = DNS_DOMAIN
 

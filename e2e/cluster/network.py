@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from e2e.cluster.commands import attempt, run
 from e2e.cluster.model import ClusterError
 from e2e.cluster.packages import Packages
 from e2e.cluster.record import Record
@@ -64,28 +63,27 @@ def up(programs: Packages, record: Record) -> None:
         ["route", "add", "unreachable", ALL_PODS],
         ["route", "add", SERVICES, "dev", BRIDGE, "src", HOST],
     ):
-        _run([ip, *command])
+        run(ip, *command)
 
 
 def down(programs: Packages, record: Record) -> None:
     """Take everything back; each part may be gone already."""
     ip = programs.program("ip")
-    for link in json.loads(_run([ip, "-j", "link", "show"]) or "[]"):
+    for link in json.loads(run(ip, "-j", "link", "show") or "[]"):
         if link.get("master") == BRIDGE:
-            _run([ip, "link", "delete", link["ifname"]], may_fail=True)
-    _run([ip, "link", "delete", BRIDGE], may_fail=True)
-    _run([ip, "route", "delete", "unreachable", ALL_PODS], may_fail=True)
-    libraries = os.environ | programs.environment
+            attempt(ip, "link", "delete", link["ifname"])
+    attempt(ip, "link", "delete", BRIDGE)
+    attempt(ip, "route", "delete", "unreachable", ALL_PODS)
+    nft, libraries = programs.program("nft"), programs.environment
     for family, table in PROXY_TABLES:
-        command = [programs.program("nft"), "delete", "table", family, table]
-        _run(command, may_fail=True, environment=libraries)
+        attempt(nft, "delete", "table", family, table, environment=libraries)
     for name, value in record.settings.items():
         Path("/proc/sys", name).write_text(value)
 
 
 def _refuse_overlap(ip: str) -> None:
     ours = [ipaddress.ip_network(network) for network in (ALL_PODS, SERVICES)]
-    for network, where in _routes(json.loads(_run([ip, "-j", "-4", "route", "show"]) or "[]")):
+    for network, where in _routes(json.loads(run(ip, "-j", "-4", "route", "show") or "[]")):
         if any(network.overlaps(mine) for mine in ours):
             raise ClusterError(
                 f"this machine has a route to {network} ({where}), which the local cluster needs"
@@ -97,12 +95,3 @@ def _routes(listed: Iterable[dict[str, str]]) -> Iterable[tuple[ipaddress.IPv4Ne
     for route in listed:
         if route["dst"] != "default":
             yield ipaddress.IPv4Network(route["dst"]), route.get("dev", route.get("type", "?"))
-
-
-def _run(
-    command: list[str], *, may_fail: bool = False, environment: dict[str, str] | None = None
-) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode and not may_fail:
-        raise ClusterError(f"{' '.join(command)} failed: {done.stderr.strip()}")
-    return done.stdout

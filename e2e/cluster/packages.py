@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from e2e.cluster.commands import attempt, run
 from e2e.cluster.model import ClusterError, Log
 
 PROGRAMS = {
@@ -71,12 +72,12 @@ class Packages:
         return self.root / place
 
 
-def packages(cache: Path, log: Log) -> Packages:
+def packages(cache: Path, programs: Mapping[str, str], log: Log) -> Packages:
     """Fetch and unpack the packages of what this machine lacks, once."""
     found = Packages(cache / "packages")
     wanted = {
         package
-        for name, package in PROGRAMS.items()
+        for name, package in programs.items()
         if not shutil.which(name, path=found.environment["PATH"])
     }
     wanted |= {package for place, package in ALWAYS.items() if not found.file(place).exists()}
@@ -85,7 +86,7 @@ def packages(cache: Path, log: Log) -> Packages:
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise ClusterError(
             f"this machine lacks {', '.join(sorted(wanted))} and has no apt-get to fetch them:"
-            " install them, or start Docker or Podman, so that kind is used"
+            " install them"
         )
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         unpacked, archives = Path(scratch, "root"), Path(scratch, "archives")
@@ -95,9 +96,9 @@ def packages(cache: Path, log: Log) -> Packages:
             shutil.copytree(found.root, unpacked, symlinks=True)
         names = _with_dependencies(wanted, log)
         log(f"fetching Debian packages, not installing them: {' '.join(sorted(names))}")
-        _run(["apt-get", "download", "-q", *sorted(names)], cwd=archives)
+        run("apt-get", "download", "-q", *sorted(names), cwd=archives)
         for archive in sorted(archives.iterdir()):
-            _run(["dpkg-deb", "-x", str(archive), str(unpacked)])
+            run("dpkg-deb", "-x", archive, unpacked)
         shutil.rmtree(found.root, ignore_errors=True)
         unpacked.rename(found.root)
     return Packages(found.root)
@@ -107,21 +108,12 @@ def _with_dependencies(wanted: set[str], log: Log) -> set[str]:
     """The packages and what they depend on, less what is installed."""
     kinds = ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")
     command = ["apt-cache", "depends", "--recurse", *(f"--no-{kind}" for kind in kinds)]
-    listed = subprocess.run([*command, *wanted], capture_output=True, text=True)
+    listed = attempt(*command, *wanted)
     if listed.returncode or not wanted <= set(listed.stdout.split()):
         log("apt-get update (no list of packages yet)")
-        _run(["apt-get", "update", "-q"])
-    lines = _run([*command, *sorted(wanted)]).splitlines()
+        run("apt-get", "update", "-q")
+    lines = run(*command, *sorted(wanted)).splitlines()
     names = {line for line in lines if line[:1].isalnum()} - NOT_NEEDED
     status = "${Package} ${db:Status-Status}\n"
-    installed = subprocess.run(
-        ["dpkg-query", "-W", "-f", status], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    installed = run("dpkg-query", "-W", "-f", status).splitlines()
     return names - {line.split()[0] for line in installed if line.endswith(" installed")} | wanted
-
-
-def _run(command: list[str], cwd: Path | None = None) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    if done.returncode:
-        raise ClusterError(f"{' '.join(command[:3])} failed:\n{done.stderr.strip()[-2000:]}")
-    return done.stdout

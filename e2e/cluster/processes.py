@@ -7,6 +7,7 @@ import select
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,10 +92,8 @@ def stop(pids: Iterable[int], grace: float = 0.0) -> None:
     finally:
         for pid, handle in handles.items():
             os.close(handle)
-            try:
+            with suppress(ChildProcessError):  # an earlier run started it
                 os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:  # started by an earlier run
-                pass
 
 
 def _signal_and_wait(handles: Mapping[int, int], what: signal.Signals, seconds: float) -> set[int]:

@@ -11,14 +11,14 @@ import argparse
 import asyncio
 import logging
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 from lightkube import ApiError, AsyncClient, KubeConfig
-from lightkube.models import core_v1 as core
-from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.core_v1 import PersistentVolume, PersistentVolumeClaim
+from lightkube.generic_resource import create_global_resource, create_namespaced_resource
 from lightkube.types import PatchType
 from lightkube.utils.quantity import parse_quantity
 
@@ -26,6 +26,10 @@ from e2e.cluster.model import PROVISIONER, STORAGE_CLASSES
 
 PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
+Object = Mapping[str, Any]
+# As plain documents: typed models would make every field of theirs a question of None.
+Claim = create_namespaced_resource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+Volume = create_global_resource("", "v1", "PersistentVolume", "persistentvolumes")
 log = logging.getLogger("provisioner")
 
 
@@ -44,87 +48,82 @@ class Provisioner:
 
     async def follow_claims(self) -> None:
         """Make a volume for each new claim, and let volumes grow with their claims."""
-        async for event, claim in self.client.watch(PersistentVolumeClaim, namespace="*"):
-            if event == "DELETED" or claim.spec.storageClassName not in STORAGE_CLASSES:
+        async for event, claim in self.client.watch(Claim, namespace="*"):
+            if event == "DELETED" or claim["spec"].get("storageClassName") not in STORAGE_CLASSES:
                 continue
             try:
-                if claim.spec.volumeName:
+                if claim["spec"].get("volumeName"):
                     await self.grow(claim)
-                elif not claim.metadata.deletionTimestamp:
+                elif not claim["metadata"].get("deletionTimestamp"):
                     await self.provide(claim)
-            except (ApiError, OSError) as error:
-                log.error("claim %s: %s", claim.metadata.name, error)
+            except (ApiError, OSError):
+                log.exception("claim %s", claim["metadata"]["name"])
 
     async def follow_volumes(self) -> None:
         """Remove the volumes whose claims are gone."""
-        async for event, volume in self.client.watch(PersistentVolume):
-            if event == "DELETED" or volume.spec.storageClassName not in STORAGE_CLASSES:
+        async for event, volume in self.client.watch(Volume):
+            spec, name = volume["spec"], volume["metadata"]["name"]
+            if event == "DELETED" or spec.get("storageClassName") not in STORAGE_CLASSES:
                 continue
-            if volume.spec.persistentVolumeReclaimPolicy != "Delete":
+            if spec["persistentVolumeReclaimPolicy"] != "Delete":
                 continue
-            if volume.status.phase != "Released" or volume.metadata.deletionTimestamp:
+            if volume["status"].get("phase") != "Released":
                 continue
             try:
-                await self.command("rm", "-rf", volume.spec.local.path)
-                await self.client.delete(PersistentVolume, volume.metadata.name)
-            except (ApiError, OSError) as error:
-                log.error("volume %s: %s", volume.metadata.name, error)
+                await self.command("rm", "-rf", spec["local"]["path"])
+                await self.client.delete(Volume, name)
+            except (ApiError, OSError):
+                log.exception("volume %s", name)
 
-    async def provide(self, claim: PersistentVolumeClaim) -> None:
+    async def provide(self, claim: Object) -> None:
         """Make the folder and the volume, once the claim's class allows it."""
-        annotations = claim.metadata.annotations or {}
-        waits = claim.spec.storageClassName == STORAGE_CLASSES.wait_for_first_consumer
-        if waits and SELECTED_NODE not in annotations:
+        spec, metadata = claim["spec"], claim["metadata"]
+        waits = spec["storageClassName"] == STORAGE_CLASSES.wait_for_first_consumer
+        if waits and SELECTED_NODE not in metadata.get("annotations", {}):
             return
-        name = f"pvc-{claim.metadata.uid}"
-        path = self.folder / name
-        await self.command("mkdir", "-p", "-m", "0777", str(path))
-        term = core.NodeSelectorTerm(
-            matchExpressions=[
-                core.NodeSelectorRequirement("kubernetes.io/hostname", "In", list(self.nodes))
-            ]
-        )
-        volume = PersistentVolume(
-            metadata=ObjectMeta(name=name, annotations={PROVISIONED_BY: PROVISIONER}),
-            spec=core.PersistentVolumeSpec(
-                accessModes=claim.spec.accessModes,
-                capacity={"storage": claim.spec.resources.requests["storage"]},
-                claimRef=core.ObjectReference(
-                    apiVersion="v1",
-                    kind="PersistentVolumeClaim",
-                    name=claim.metadata.name,
-                    namespace=claim.metadata.namespace,
-                    uid=claim.metadata.uid,
-                ),
-                local=core.LocalVolumeSource(str(path)),
-                nodeAffinity=core.VolumeNodeAffinity(core.NodeSelector([term])),
-                persistentVolumeReclaimPolicy="Delete",
-                storageClassName=claim.spec.storageClassName,
-                volumeMode=claim.spec.volumeMode,
-            ),
-        )
+        name = f"pvc-{metadata['uid']}"
+        path = str(self.folder / name)
+        await self.command("mkdir", "-p", "-m", "0777", path)
+        node = {"key": "kubernetes.io/hostname", "operator": "In", "values": [*self.nodes]}
+        volume = {
+            "metadata": {"name": name, "annotations": {PROVISIONED_BY: PROVISIONER}},
+            "spec": {
+                "accessModes": spec["accessModes"],
+                "capacity": {"storage": spec["resources"]["requests"]["storage"]},
+                "claimRef": {
+                    "apiVersion": "v1",
+                    "kind": "PersistentVolumeClaim",
+                    **{key: metadata[key] for key in ("name", "namespace", "uid")},
+                },
+                "local": {"path": path},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [node]}]}},
+                "persistentVolumeReclaimPolicy": "Delete",
+                "storageClassName": spec["storageClassName"],
+                "volumeMode": spec.get("volumeMode", "Filesystem"),
+            },
+        }
         try:
-            await self.client.create(volume)
+            await self.client.create(Volume.from_dict(volume))
         except ApiError as error:
             if error.status.code != 409:  # a second event of the same claim
                 raise
 
-    async def grow(self, claim: PersistentVolumeClaim) -> None:
+    async def grow(self, claim: Object) -> None:
         """Give volume and claim the size that is asked for: a folder has room for all."""
-        wanted = claim.spec.resources.requests["storage"]
-        given = (claim.status.capacity or {}).get("storage")
+        wanted = claim["spec"]["resources"]["requests"]["storage"]
+        given = claim["status"].get("capacity", {}).get("storage")
         if given is None or (parse_quantity(given) or 0) >= (parse_quantity(wanted) or 0):
             return
         capacity = {"capacity": {"storage": wanted}}
+        merge = PatchType.MERGE
+        volume, metadata = claim["spec"]["volumeName"], claim["metadata"]
+        await self.client.patch(Volume, volume, {"spec": capacity}, patch_type=merge)
         await self.client.patch(
-            PersistentVolume, claim.spec.volumeName, {"spec": capacity}, patch_type=PatchType.MERGE
-        )
-        await self.client.patch(
-            PersistentVolumeClaim.Status,
-            claim.metadata.name,
+            Claim.Status,
+            metadata["name"],
             {"status": capacity | {"conditions": [], "allocatedResourceStatuses": None}},
-            namespace=claim.metadata.namespace,
-            patch_type=PatchType.MERGE,
+            namespace=metadata["namespace"],
+            patch_type=merge,
         )
 
     async def command(self, *words: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from e2e.cluster.kubectl import Kubectl
 from e2e.cluster.model import Cluster, ClusterError, Log, StorageClasses, run_folder
 from e2e.cluster.processes import Process
 
@@ -47,6 +49,14 @@ class Record:
         }
         self.save()
 
+    def healthy(self, cluster: Cluster) -> bool:
+        """Whether every process lives and the node is ready."""
+        if not all(process.alive() for process in self.processes):
+            return False
+        call = Kubectl(cluster.kubectl, cluster.kubeconfig)
+        ready = ("wait", "--for=condition=Ready", f"node/{cluster.node}", "--timeout=5s")
+        return call.succeeds(*ready)
+
     def described(self) -> Cluster | None:
         """The cluster as its users see it, if it ever became ready."""
         if self.cluster is None:
@@ -68,12 +78,30 @@ def load() -> Record | None:
     return Record(**found)
 
 
+def remove_files(record: Record) -> None:
+    """Forget the cluster, keeping its logs in the cache until the next one's.
+
+    A folder with something mounted in it is not removed: it could be a pod's volume.
+    """
+    data = Path(record.data)
+    if (data / "logs").is_dir():
+        shutil.rmtree(data.parent / "last-logs", ignore_errors=True)
+        (data / "logs").rename(data.parent / "last-logs")
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for folder in (data, run_folder()):
+        for mounted in mounts:
+            if Path(mounted).is_relative_to(folder):
+                raise ClusterError(f"not removing {folder}: {mounted} is still mounted")
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
 def write_whole(path: Path, text: str, mode: int = 0o600) -> None:
     """Write a file so that it is there completely or not at all."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as out:
         out.write(text)
-    os.chmod(out.name, mode)
-    os.replace(out.name, path)
+    Path(out.name).chmod(mode)
+    Path(out.name).replace(path)
 
 
 @contextmanager
@@ -90,7 +118,7 @@ def locked(log: Log) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX)
         # The run before us may have removed the file while we waited for it.
         try:
-            if os.stat(path).st_ino == os.fstat(handle).st_ino:
+            if path.stat().st_ino == os.fstat(handle).st_ino:
                 break
         except FileNotFoundError:
             pass

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from e2e.cluster import processes
+from e2e.cluster.commands import run
 from e2e.cluster.components import CGROUP, Layout
 from e2e.cluster.model import ClusterError
 
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def ctr(at: Layout, *arguments: str, may_fail: bool = False) -> str:
+def ctr(at: Layout, *arguments: str | Path) -> str:
     """Call containerd's own client in the kubelet's part of it."""
-    command = [at.programs.program("ctr"), "--address", str(at.socket), "--namespace", "k8s.io"]
-    done = subprocess.run(
-        [*command, *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | at.programs.environment,
-    )
-    if done.returncode and not may_fail:
-        raise ClusterError(f"ctr {' '.join(arguments[:2])} failed: {done.stderr.strip()}")
-    return done.stdout
+    program = (at.programs.program("ctr"), "--address", at.socket, "--namespace", "k8s.io")
+    return run(*program, *arguments, environment=at.programs.environment)
+
+
+def answers(at: Layout) -> bool:
+    """Whether the runtime takes calls."""
+    try:
+        ctr(at, "version")
+    except ClusterError:
+        return False
+    return True
 
 
 def import_image(at: Layout, archive: Path) -> None:
     """Load a docker archive and unpack it, so that the first pod need not wait for that."""
-    ctr(at, "images", "import", str(archive))
+    ctr(at, "images", "import", archive)
 
 
 def remove_containers(at: Layout) -> bool:
@@ -41,8 +40,11 @@ def remove_containers(at: Layout) -> bool:
     Their processes are gone; without this the next kubelet would spend its first seconds on them.
     """
     found = ctr(at, "containers", "list", "--quiet").split()
-    if found:
-        ctr(at, "containers", "delete", *found, may_fail=True)
+    for name in found:
+        try:
+            ctr(at, "containers", "delete", name)
+        except ClusterError:  # its last task is still being taken down: the caller asks again
+            continue
     return bool(found)
 
 
@@ -95,25 +97,10 @@ def _remove_cgroup(folder: Path, deadline: float) -> None:
     """The kernel lets go of a cgroup only a moment after its last process."""
     while True:
         try:
-            folder.rmdir()
-            return
+            return folder.rmdir()
         except FileNotFoundError:
-            return
+            return None
         except OSError:
             if time.monotonic() > deadline:
                 raise ClusterError(f"the cgroup {folder} stays busy") from None
             time.sleep(0.05)
-
-
-def remove_folders(folders: Iterable[Path]) -> None:
-    """Remove folders of the cluster, refusing to follow a mount that is still in them."""
-    for folder in folders:
-        mounted = [
-            line.split()[4]
-            for line in Path("/proc/self/mountinfo").read_text().splitlines()
-            if Path(line.split()[4]).is_relative_to(folder)
-        ]
-        if mounted:
-            raise ClusterError(f"not removing {folder}: {mounted[0]} is still mounted")
-        if folder.exists():
-            shutil.rmtree(folder)
