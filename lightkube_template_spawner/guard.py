@@ -33,16 +33,26 @@ TAINTED: Final = (
     "env",
     "env_list",
 )
+#: A user called `y` or `1e3` must not become a boolean or a number. Options and variables may be
+#: words like `true` and `2`, and charts decide by them.
+_NAMES: Final = frozenset(("unescaped_username", "unescaped_servername"))
 #: Copies of these in other values are not looked for: they are many, short and common.
 _NOT_TRACED: Final = frozenset(("env", "env_list"))
 _SHORTEST_TRACED_PART: Final = 4
 
+#: A key may turn into `true`, but not into anything but a key.
+_SAFE_KEY: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._@/+ -]*[A-Za-z0-9_])?\Z")
 _SAFE: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._@/:+-]*[A-Za-z0-9])?\Z")
 
 
-def is_safe(text: str) -> bool:
-    """Whether ``text`` is the same string wherever it is put in YAML, with or without quotes."""
-    return bool(_SAFE.match(text)) and isinstance(plain_scalar(text), str)
+def is_harmless(text: str) -> bool:
+    """Whether ``text`` is one scalar wherever it is put in YAML, with or without quotes."""
+    return not text or bool(_SAFE.match(text))
+
+
+def is_exact(text: str) -> bool:
+    """Whether it is the same string, too, and not a number, a boolean or null."""
+    return not text or (is_harmless(text) and isinstance(plain_scalar(text), str))
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ def probe(
     """
     canaries = _Canaries(frozenset(trusted))
     replaced = dict(values)
-    for name in tainted:
+    for name in sorted(tainted, key=_NOT_TRACED.__contains__):
         if name in values:
             replaced[name] = canaries.replace(values[name], name)
             if name not in _NOT_TRACED:
@@ -114,7 +124,8 @@ class _Canaries:
         if place in self.trusted:
             return value
         if isinstance(value, str):
-            return value if is_safe(value) else self._canary(value, place)
+            safe = is_exact(value) if place in _NAMES else is_harmless(value)
+            return value if safe else self._canary(value, place)
         return self._inside(value, place, self.replace)
 
     def replace_copies(self, value: Any, place: str) -> Any:
@@ -127,7 +138,9 @@ class _Canaries:
     def _inside(self, value: Any, place: str, replace: Any) -> Any:
         if isinstance(value, Mapping):
             return {
-                replace(key, f"{place} (a key)"): replace(item, f"{place}.{key}")
+                key if _SAFE_KEY.match(key) else replace(key, f"{place} (a key)"): replace(
+                    item, f"{place}.{key}"
+                )
                 for key, item in value.items()
             }
         if isinstance(value, list | tuple):
@@ -135,7 +148,7 @@ class _Canaries:
         return value
 
     def _is_copy(self, text: str) -> bool:
-        if is_safe(text):
+        if is_harmless(text):
             return False
         return text in self.traced or any(
             part in text for part in self.traced if len(part) >= _SHORTEST_TRACED_PART
