@@ -8,13 +8,16 @@ that lightkube itself builds. Every undocumented name of it is imported here and
 
 from __future__ import annotations
 
+import logging
+import random
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
+import anyio
 import httpx2
 import msgspec
 from lightkube import ApiError, AsyncClient, KubeConfig
@@ -43,6 +46,10 @@ _PARTIAL = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1,appli
 METADATA = _PARTIAL.format("")
 METADATA_LIST = _PARTIAL.format("List")
 
+T = TypeVar("T")
+
+_RETRIES = 6
+_BACKOFF = 0.5  # seconds, doubled each time
 _SEGMENT = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.:]*[A-Za-z0-9])?")
 _INVALID = frozenset({400, 405, 413, 415, 422})
 # Apply reports a field that the schema lacks, or a duplicate list key, as a 500 without a reason.
@@ -128,6 +135,25 @@ def _raise_for(response: httpx2.Response, content: bytes) -> None:
     if error.retry_after is None and response.headers.get("Retry-After", "").isdigit():
         error.retry_after = float(response.headers["Retry-After"])
     raise error
+
+
+async def retried(operation: Callable[[], Awaitable[T]], log: logging.Logger) -> T:
+    """Repeat an idempotent request while the API server gives no usable answer.
+
+    Raises:
+        ClusterError: the last answer, or any that another try would not change.
+    """
+    for attempt in range(_RETRIES):
+        try:
+            return await operation()
+        except Unavailable as error:
+            if attempt == _RETRIES - 1:
+                raise
+            jitter = random.uniform(0.5, 1)  # noqa: S311
+            delay = error.retry_after or _BACKOFF * 2**attempt * jitter
+            log.info("Trying again in %.1f s: %s", delay, error)
+        await anyio.sleep(delay)
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 class Api:

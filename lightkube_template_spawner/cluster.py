@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
@@ -17,12 +16,13 @@ import anyio
 import msgspec
 
 from lightkube_template_spawner import ownership
-from lightkube_template_spawner.api import METADATA_LIST, Api, Kind
+from lightkube_template_spawner.api import METADATA_LIST, Api, Kind, retried
 from lightkube_template_spawner.discovery import Discovery
 from lightkube_template_spawner.errors import (
     AlreadyThere,
     ClusterError,
     Conflict,
+    Forbidden,
     NotFound,
     Unavailable,
 )
@@ -34,8 +34,6 @@ from lightkube_template_spawner.reflector import Changes, Live, Meta, Reflector
 T = TypeVar("T")
 
 _WRITES_IN_FLIGHT = 8
-_RETRIES = 6
-_BACKOFF = 0.5
 # No object ever has it, so an apply that carries it can only create.
 _MUST_BE_NEW = "1"
 # Kinds whose status decides something; of all others the store keeps metadata, so that no Secret's
@@ -62,11 +60,12 @@ class Cluster:
     def __init__(self, api: Api, instance: str, log: logging.Logger) -> None:
         self.api = api
         self.changes = Changes()
-        self.discovery = Discovery(api)
+        self.discovery = Discovery(api, log)
         self._log = log
         self._selector = hub_selector(instance)
         self._writes = anyio.CapacityLimiter(_WRITES_IN_FLIGHT)
         self._reflectors: dict[tuple[Kind, str | None, bool], Reflector] = {}
+        self._one_by_one: set[Kind] = set()  # we may not delete collections of these
         self._feeds: dict[str, EventFeed] = {}
         self._wanted: asyncio.Queue[Reflector] = asyncio.Queue()
         # Reflectors outlive every spawner's call, so their task group lives in a task of its own.
@@ -134,25 +133,16 @@ class Cluster:
             ClusterError: refused for another reason.
         """
         manifest = _with_metadata(planned.manifest, resourceVersion=_MUST_BE_NEW)
-        unsure = False
-
-        async def attempt() -> dict[str, Any]:
-            nonlocal unsure
-            try:
-                return await self.api.apply(kind, manifest, manager=identity.manager)
-            except Unavailable as error:
-                # 429 and 503 with a Status are refusals; without one the write may have happened.
-                unsure = unsure or error.code is None
-                raise
-
         try:
-            return await self._write(attempt)
+            return await self._write(
+                lambda: self.api.apply(kind, manifest, manager=identity.manager)
+            )
         except Conflict as error:
             live = await self.get(kind, planned.namespace, planned.name)
             if live is None:
                 raise  # it was there and is gone: the caller's next try will create it
-            if unsure and ownership.same_start(live, identity.manager, planned.digest, DIGEST):
-                return live
+            if ownership.same_start(live, identity.manager, planned.digest, DIGEST):
+                return live  # our own request, whose answer was lost
             raise AlreadyThere(f"{planned.reference} exists already", live) from error
 
     async def apply_held(
@@ -195,7 +185,7 @@ class Cluster:
         """
         if not selector:
             raise ValueError("an empty selector would delete everything")
-        if "deletecollection" in kind.verbs:
+        if "deletecollection" in kind.verbs and kind not in self._one_by_one:
             try:
                 return await self._delete_collection(kind, namespace, selector, grace)
             except NotFound:
@@ -204,6 +194,8 @@ class Cluster:
                 raise
             except ClusterError as error:
                 self._log.info("Deleting %s one by one: %s", kind, error)
+                if isinstance(error, Forbidden):
+                    self._one_by_one.add(kind)
         return await self.delete_listed(kind, namespace, selector, ours, grace=grace)
 
     async def delete_listed(
@@ -282,17 +274,7 @@ class Cluster:
             return await self._retry(operation)
 
     async def _retry(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Repeat an idempotent request while the API server gives no usable answer."""
-        for attempt in range(_RETRIES):
-            try:
-                return await operation()
-            except Unavailable as error:
-                if attempt == _RETRIES - 1:
-                    raise
-                delay = error.retry_after or _BACKOFF * 2**attempt * random.uniform(0.5, 1)  # noqa: S311
-                self._log.info("Trying again in %.1f s: %s", delay, error)
-            await anyio.sleep(delay)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        return await retried(operation, self._log)
 
 
 def _with_metadata(manifest: dict[str, Any], **fields: str) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from lightkube_template_spawner.api import Api, Kind
+from lightkube_template_spawner.api import Api, Kind, retried
 from lightkube_template_spawner.errors import UnknownKind
 
 _AGGREGATED = "application/json;g=apidiscovery.k8s.io;v={};as=APIGroupDiscoveryList"
@@ -19,8 +20,9 @@ DERIVED = frozenset({"Endpoints", "EndpointSlice", "Event", "Lease", "Controller
 class Discovery:
     """The kinds of one API server; asked again once when a kind is not known."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, log: logging.Logger) -> None:
         self._api = api
+        self._log = log
         self._kinds: dict[tuple[str, str], Kind] = {}
         self._preferred: list[Kind] = []
         self._asking: asyncio.Lock = asyncio.Lock()
@@ -29,7 +31,7 @@ class Discovery:
     async def server_version(self) -> str:
         """The API server's own version, such as ``v1.36.3``."""
         if not self._version:
-            self._version = str((await self._api.call("GET", "/version"))["gitVersion"])
+            self._version = str((await self._get("/version"))["gitVersion"])
         return self._version
 
     async def kind(self, api_version: str, kind: str) -> Kind:
@@ -87,8 +89,12 @@ class Discovery:
             "spec": {"namespace": namespace},
         }
         path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
-        status = (await self._api.call("POST", path, body=review)).get("status") or {}
+        answer = await retried(lambda: self._api.call("POST", path, body=review), self._log)
+        status = answer.get("status") or {}
         return None if status.get("incomplete") else list(status.get("resourceRules") or ())
+
+    async def _get(self, path: str, accept: str = "application/json") -> Any:
+        return await retried(lambda: self._api.call("GET", path, accept=accept), self._log)
 
     async def _load(
         self, *, fresh: bool, missing: tuple[str, str] | None = None
@@ -102,7 +108,7 @@ class Discovery:
             kinds: dict[tuple[str, str], Kind] = {}
             preferred: dict[tuple[str, str], Kind] = {}
             for root in ("/api", "/apis"):
-                answer = await self._api.call("GET", root, accept=_ACCEPT)
+                answer = await self._get(root, accept=_ACCEPT)
                 async for kind in self._read(root, answer):
                     kinds.setdefault((kind.api_version, kind.kind), kind)
                     preferred.setdefault((kind.group, kind.kind), kind)
@@ -115,7 +121,7 @@ class Discovery:
                 yield kind
             return
         for group_version in _group_versions(answer):
-            listing = await self._api.call("GET", f"{root}/{group_version}")
+            listing = await self._get(f"{root}/{group_version}")
             for kind in _legacy(group_version, listing):
                 yield kind
 

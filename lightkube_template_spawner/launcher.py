@@ -254,8 +254,8 @@ class Launcher:
             waiting.update(f"{made.reference}: it has no address yet", self.tell)
         return url
 
-    async def adopt(self, record: Record, *, timeout: float) -> str:
-        """The URL of a server that an earlier hub started; waits until it is ready.
+    async def adopt(self, record: Record, *, timeout: float) -> Record:
+        """The record, with URL, of a server that an earlier hub started; waits until it is ready.
 
         Raises:
             StartFailed, StartTimeout, ClusterError: it does not become ready.
@@ -265,17 +265,21 @@ class Launcher:
             raise StartFailed("there is no connection object on record")
         waiting = _Waiting(made.reference)
 
-        def ready() -> str | None:
+        def ready() -> Record | None:
             live = self._find((made.api_version, made.kind), made.namespace, made.name)
             if live is None:
-                return None
+                raise StartFailed(f"{made.reference} does not exist")
             verdict = self._status(live)
             if verdict.state is State.FAILED:
                 raise StartFailed(f"{made.reference}: {verdict.message}")
             if not verdict.ready:
                 waiting.update(f"{made.reference}: {verdict.message}", self.tell)
                 return None
-            return self._url(record, waiting)
+            url = self._url(record, waiting)
+            if url is None:
+                return None
+            known = replace(made, uid=live.meta.uid)
+            return replace(record, connection=known, url=url, ready=True)
 
         try:
             with anyio.fail_after(timeout):

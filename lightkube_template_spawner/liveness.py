@@ -45,6 +45,15 @@ def pods(cluster: Cluster, record: Record) -> Iterator[Live]:
             yield live
 
 
+def longest_grace(cluster: Cluster, record: Record) -> int:
+    """Seconds that the server's pods may take to end, as the template wrote them."""
+    found = [0]
+    for live in pods(cluster, record):
+        spec = live.as_dict().get("spec") or {}
+        found.append(int(spec.get("terminationGracePeriodSeconds") or 0))
+    return max(found)
+
+
 def suspicious(cluster: Cluster, record: Record) -> bool:
     """Whether the stores no longer show a healthy server; costs no request and proves nothing."""
     connection = record.connection

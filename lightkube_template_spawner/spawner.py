@@ -45,8 +45,8 @@ from lightkube_template_spawner.settings import Settings, default_chart
 from lightkube_template_spawner.status import Ended
 
 _STATE = "lightkube_template_spawner"
-_POLL_PATIENCE = 2.5  # seconds that a poll waits for a first list: the hub's start waits for polls
-_ADOPT_PATIENCE = 5.0  # the same for a server that was ready when the former hub ended
+_POLL_PATIENCE = 2.0  # seconds that a poll waits for a first list: the hub's start waits for polls
+_ADOPT_PATIENCE = 2.5  # the same for a server that was ready when the former hub ended
 _NOW = 1  # grace for a stop "now"; with 0 the process outlives its object
 _PURGE_TRIES = 3
 # What z2jh and add-ons write to KubeSpawner's section and every spawner has.
@@ -146,12 +146,13 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         if record is None or not record.live:
             return
         grace = _NOW if now else self.delete_grace_period
-        removal = Removal(self._cluster(), self.log, grace=grace)
-        await removal.stop(
+        cluster = self._cluster()
+        wait = grace if grace is not None else liveness.longest_grace(cluster, record)
+        await Removal(cluster, self.log, grace=grace).stop(
             record,
             self.lifecycle_annotation_key,
             also=self.resource_kinds,
-            timeout=self.stop_timeout + (grace or 0),
+            timeout=self.stop_timeout + wait,
         )
         self._record = record.stopped()
 
@@ -199,15 +200,15 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         try:
             launcher = await self._launcher()
             patience = _ADOPT_PATIENCE if record.ready else self._remaining_patience()
-            url = await launcher.adopt(record, timeout=patience)
+            record = await launcher.adopt(record, timeout=patience)
         except (SpawnerError, OSError) as error:
             self.log.warning("%s cannot be adopted: %s", self._log_name, error)
             return known
         # The hub compares with its own and stores address and port; the scheme is left to us.
-        self.server.proto = urlsplit(url).scheme
-        self._save(replace(record, url=url, ready=True))
+        self.server.proto = urlsplit(record.url).scheme
+        self._save(record)
         self._attend(launcher.cluster)
-        return f"{url}{self.server.base_url}"
+        return f"{record.url}{self.server.base_url}"
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
         """Messages of the running start, for any number of readers, early or late."""
@@ -423,7 +424,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
 
     def _save(self, record: Record) -> None:
         """Keep the record in the database too: the hub itself saves only after a start or stop."""
-        self._record = record
+        self._record = replace(record, cluster=self.kube_context)
         self.orm_spawner.state = self.get_state()
         session = object_session(self.orm_spawner)
         if session is not None:
