@@ -23,6 +23,7 @@ from e2e.cluster.kubectl import Kubectl
 from e2e.cluster.model import FAKE_NODE_TAINT, cache_folder
 from e2e.cluster.packages import PROGRAMS, packages
 
+pytestmark = pytest.mark.timeout(1800)  # the first start builds Kubernetes
 REPOSITORY = Path(__file__).parents[1]
 UP = [sys.executable, "-m", "e2e.cluster", "up"]
 FOUND_RUNNING = clusters.status() is not None
@@ -50,13 +51,18 @@ def space(call: Kubectl) -> Iterator[str]:
     call("delete", "namespace", name, "--wait=false")
 
 
-@pytest.fixture
-def owned() -> None:
-    """The cluster may be stopped: it is of this kind, and nobody used it before these tests."""
+@pytest.fixture(scope="module")
+def owned() -> Iterator[None]:
+    """The cluster may be stopped: it is of this kind, and nobody used it before these tests.
+
+    The tests of other modules find it running again.
+    """
     if os.environ.get("E2E_KUBECONFIG"):
         pytest.skip("the cluster was given, so it is not ours to stop")
     if FOUND_RUNNING and not os.environ.get("E2E_OWN_CLUSTER"):
         pytest.skip("a cluster was running before the tests: E2E_OWN_CLUSTER=1 lets them stop it")
+    yield
+    clusters.up()
 
 
 def pod(name: str, *command: str, **spec: Any) -> dict[str, Any]:

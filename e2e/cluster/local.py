@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from e2e.cluster import build, components, credentials, images, network, runtime
+from e2e.cluster import build, components, credentials, images, network, processes, runtime
 from e2e.cluster.commands import attempt
 from e2e.cluster.components import Layout
 from e2e.cluster.kubectl import Kubectl
@@ -21,13 +21,14 @@ from e2e.cluster.model import (
     NODE,
     STORAGE_CLASSES,
     Cluster,
+    ClusterError,
     Log,
     cache_folder,
     run_folder,
 )
 from e2e.cluster.objects import fake_node, storage_classes
 from e2e.cluster.packages import PROGRAMS, packages
-from e2e.cluster.record import Record
+from e2e.cluster.record import Record, remove_files
 from e2e.cluster.starter import Starter
 from e2e.cluster.teardown import down
 from e2e.image import build_image
@@ -78,17 +79,22 @@ def up(record: Record | None, name: str, log: Log) -> Cluster:
             return running
         else:
             log("the last cluster is not complete: removing what is left of it")
-    down(record or Record(name, "local", str(at.data)), at, log)
-    record = Record(name, "local", str(at.data))
+    fresh = Record(name, "local", str(at.data))
+    if record is not None or processes.marked():
+        down(record or fresh, at, log)
+    elif _routes_services(at):
+        raise ClusterError("this machine is a Kubernetes node already (its kube-proxy uses nft)")
+    remove_files(fresh)  # of a cluster that ended with the machine
     try:
-        return start(at, record, log)
+        return start(at, fresh, log)
     except BaseException:
-        log(f"not started; logs are in {at.logs}")
+        down(fresh, at, log)
+        log(f"not started, and removed again; the logs are in {at.data.parent / 'last-logs'}")
         raise
 
 
 def start(at: Layout, record: Record, log: Log) -> Cluster:
-    """Start all components, each waited for where the next one needs it."""
+    """Start all components; each is waited for where the next one needs it."""
     begun = time.monotonic()
     record.save()
     for folder in (at.data, at.logs, at.volumes, at.images):

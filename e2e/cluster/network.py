@@ -46,7 +46,7 @@ SETTINGS = {
 def up(programs: Packages, record: Record) -> None:
     """Make the bridge and the routes; refuse when the machine uses these addresses already."""
     ip = programs.program("ip")
-    _refuse_overlap(ip)
+    refuse_overlap(ip)
     for name, value in SETTINGS.items():
         path = Path("/proc/sys", name)
         if path.exists():
@@ -81,7 +81,7 @@ def down(programs: Packages, record: Record) -> None:
         Path("/proc/sys", name).write_text(value)
 
 
-def _refuse_overlap(ip: str) -> None:
+def refuse_overlap(ip: str) -> None:
     ours = [ipaddress.ip_network(network) for network in (ALL_PODS, SERVICES)]
     for network, where in _routes(json.loads(run(ip, "-j", "-4", "route", "show") or "[]")):
         if any(network.overlaps(mine) for mine in ours):

@@ -11,12 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.cluster.model import ClusterError
+from e2e.cluster.model import ClusterError, run_folder
 
 MARK = "LTS_E2E_PROCESS"
 """An environment variable that every component and all its children carry.
 
-A process that was started just before its `up` was killed is in no record; its mark tells."""
+Its value is the cluster's run folder. A process that was started just before its `up` was killed
+is in no record; its mark tells."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def start(
     pid = os.posix_spawnp(
         command[0],
         [*command],
-        os.environ | (environment or {}) | {MARK: name},
+        os.environ | (environment or {}) | {MARK: str(run_folder())},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, str(log), writing, 0o600),
@@ -62,8 +63,9 @@ def start(
 
 
 def marked() -> set[int]:
-    """Every process on the machine that carries the mark."""
+    """Every process of the cluster, recorded or not."""
     found = set()
+    mark = f"{MARK}={run_folder()}".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal() or int(entry.name) == os.getpid():
             continue
@@ -71,7 +73,7 @@ def marked() -> set[int]:
             environment = (entry / "environ").read_bytes()
         except OSError:  # ended meanwhile, or another user's
             continue
-        if environment.startswith(f"{MARK}=".encode()) or f"\0{MARK}=".encode() in environment:
+        if mark in environment.split(b"\0"):
             found.add(int(entry.name))
     return found
 
