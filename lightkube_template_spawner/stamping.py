@@ -67,7 +67,7 @@ def stamp(
         for key, value in GITOPS_GUARD.items():
             annotations.setdefault(key, value)
     for template in pod_templates(manifest):
-        inner = template.setdefault("metadata", {}).setdefault("labels", {})
+        inner = _mapping(_mapping(template, "metadata"), "labels")
         _refuse_foreign(inner, identity)
         inner.update(ours)
     _stamp_claims(manifest, identity, lifecycle_key)
@@ -81,12 +81,34 @@ def pod_templates(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     spec = manifest.get("spec")
     if not isinstance(spec, Mapping):
         return []
+    path: tuple[str, ...] = ("template",)
     if manifest["kind"] == "CronJob":
-        spec = (spec.get("jobTemplate") or {}).get("spec") or {}
+        path = ("jobTemplate", "spec", "template")
     elif manifest["kind"] not in _TEMPLATED:
         return []
-    template = spec.get("template")
-    return [template] if isinstance(template, dict) else []
+    inner: Any = spec
+    for key in path:
+        inner = inner.get(key) if isinstance(inner, Mapping) else None
+    return [inner] if isinstance(inner, dict) else []
+
+
+def claim_templates(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The volume claim templates inside a StatefulSet's manifest."""
+    spec = manifest.get("spec")
+    claims = spec.get("volumeClaimTemplates") if isinstance(spec, Mapping) else None
+    if manifest["kind"] != "StatefulSet" or not isinstance(claims, list):
+        return []
+    return [claim for claim in claims if isinstance(claim, dict)]
+
+
+def _mapping(holder: dict[str, Any], key: str) -> dict[str, Any]:
+    """The mapping at ``key``, made if the template left it out or empty."""
+    if holder.get(key) is None:
+        holder[key] = {}
+    found = holder[key]
+    if not isinstance(found, dict):
+        raise ManifestError(f"its {key} is not a mapping: look at the template's indentation")
+    return found
 
 
 def _refuse_foreign(labels: Mapping[str, Any], identity: Identity) -> None:
@@ -100,15 +122,20 @@ def _refuse_foreign(labels: Mapping[str, Any], identity: Identity) -> None:
 
 def _stamp_claims(manifest: Mapping[str, Any], identity: Identity, lifecycle_key: str) -> None:
     """Label claim templates now: their volumes get no other labels, and none can be added later."""
-    if manifest["kind"] != "StatefulSet":
-        return
-    for claim in (manifest.get("spec") or {}).get("volumeClaimTemplates") or ():
-        metadata = claim.setdefault("metadata", {})
-        annotations = metadata.setdefault("annotations", {})
-        policy = annotations.setdefault(lifecycle_key, Policy.USER_DELETED.value)
-        labels = metadata.setdefault("labels", {})
+    for claim in claim_templates(manifest):
+        metadata = _mapping(claim, "metadata")
+        policy = _mapping(metadata, "annotations").setdefault(
+            lifecycle_key, Policy.USER_DELETED.value
+        )
+        if policy not in list(Policy):
+            raise ManifestError(
+                f"{lifecycle_key} of a volume claim template is {policy!r}, not one of "
+                + ", ".join(Policy)
+            )
+        labels = _mapping(metadata, "labels")
         _refuse_foreign(labels, identity)
-        labels.update({**identity.user_labels, MANAGED_BY: PREFIX, lifecycle_key: policy})
+        ours = identity.user_labels if policy == Policy.USER_DELETED else identity.server_labels
+        labels.update({**ours, MANAGED_BY: PREFIX, lifecycle_key: policy})
 
 
 def _encode_string_data(manifest: dict[str, Any]) -> None:
@@ -125,19 +152,23 @@ def _encode_string_data(manifest: dict[str, Any]) -> None:
     for key, value in plain.items():
         if not isinstance(value, str):
             raise ManifestError(f"its stringData.{key} is not a string: quote it")
-        encoded = base64.b64encode(value.encode()).decode()
-        manifest.setdefault("data", {})[key] = encoded
+        _mapping(manifest, "data")[key] = base64.b64encode(value.encode()).decode()
 
 
-def _narrow_selectors(manifest: Mapping[str, Any], identity: Identity) -> None:
+def _narrow_selectors(manifest: dict[str, Any], identity: Identity) -> None:
     """Let Services, NetworkPolicies and disruption budgets choose this user's pods only."""
-    spec = manifest.get("spec")
-    if not isinstance(spec, dict):
-        return
-    if manifest["kind"] == "Service" and manifest["apiVersion"] == "v1" and spec.get("selector"):
-        spec["selector"][OWNER] = identity.owner
-    if manifest["kind"] == "NetworkPolicy":
-        selector = spec.setdefault("podSelector", {})
-        selector.setdefault("matchLabels", {})[OWNER] = identity.owner
-    if manifest["kind"] == "PodDisruptionBudget" and spec.get("selector") is not None:
-        spec["selector"].setdefault("matchLabels", {})[OWNER] = identity.owner
+    group = manifest["apiVersion"].rpartition("/")[0]
+    match group, manifest["kind"]:
+        case "", "Service":
+            spec = _mapping(manifest, "spec")
+            if spec.get("selector"):
+                _mapping(spec, "selector")[OWNER] = identity.owner
+        case "networking.k8s.io", "NetworkPolicy":
+            spec = _mapping(manifest, "spec")  # without one it would choose every pod
+            _mapping(_mapping(spec, "podSelector"), "matchLabels")[OWNER] = identity.owner
+        case "policy", "PodDisruptionBudget":
+            spec = _mapping(manifest, "spec")
+            if spec.get("selector") is not None:
+                _mapping(_mapping(spec, "selector"), "matchLabels")[OWNER] = identity.owner
+        case _:
+            pass
