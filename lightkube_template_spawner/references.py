@@ -1,8 +1,8 @@
-"""What a pod refers to by name: volumes, secrets, config maps, accounts.
+"""What pods and volume claims refer to by name: volumes, secrets, config maps, accounts.
 
 Ownership of objects does not cover references: a template that lets a name follow a user's choice
-could mount another user's volume. So each name must be rendered in the same set, or be listed as
-shared by the administrator.
+could mount or clone another user's volume. So each name must be rendered in the same set, or be
+listed as shared by the administrator.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from lightkube_template_spawner.errors import ManifestError
-from lightkube_template_spawner.stamping import pod_templates
+from lightkube_template_spawner.stamping import claim_templates, pod_templates
 
 Reference = tuple[str, str]  # kind, name
 
@@ -20,7 +20,7 @@ Reference = tuple[str, str]  # kind, name
 def check(
     manifests: Iterable[tuple[str, Mapping[str, Any]]], shared: Iterable[str], default: str
 ) -> None:
-    """Refuse a pod's reference to an object that is neither rendered nor shared.
+    """Refuse a reference to an object that is neither rendered nor shared.
 
     ``manifests`` are (reference for messages, manifest); ``shared`` are patterns ``Kind/name``;
     ``default`` is the namespace of manifests that name none.
@@ -48,9 +48,13 @@ def check(
 
 
 def of_manifest(manifest: Mapping[str, Any]) -> Iterator[Reference]:
-    """Every name that the pods of this object refer to."""
+    """Every name that this object's pods and volume claims refer to."""
     if manifest["kind"] == "Pod":
         yield from _of_pod(manifest.get("spec"))
+    if manifest["kind"] == "PersistentVolumeClaim":
+        yield from _of_claim(manifest.get("spec"))
+    for claim in claim_templates(manifest):
+        yield from _of_claim(claim.get("spec"))
     for template in pod_templates(manifest):
         yield from _of_pod(template.get("spec"))
 
@@ -69,6 +73,16 @@ def _of_pod(spec: object) -> Iterator[Reference]:
             yield from _of_environment(container)
 
 
+def _of_claim(spec: object) -> Iterator[Reference]:
+    """What a volume starts as a copy of: another claim, a snapshot."""
+    if not isinstance(spec, Mapping):
+        return
+    for source in _mappings([spec.get("dataSource"), spec.get("dataSourceRef")]):
+        parts = [source.get("namespace"), source.get("name")]
+        if source.get("name"):
+            yield str(source.get("kind")), "/".join(str(part) for part in parts if part)
+
+
 def _of_volume(volume: Mapping[str, Any]) -> Iterator[Reference]:
     claim = volume.get("persistentVolumeClaim")
     if isinstance(claim, Mapping) and claim.get("claimName"):
@@ -77,6 +91,13 @@ def _of_volume(volume: Mapping[str, Any]) -> Iterator[Reference]:
     if isinstance(secret, Mapping) and secret.get("secretName"):
         yield "Secret", str(secret["secretName"])
     yield from _named([volume.get("configMap")], "ConfigMap")
+    azure = volume.get("azureFile")
+    if isinstance(azure, Mapping) and azure.get("secretName"):
+        yield "Secret", str(azure["secretName"])
+    ephemeral = volume.get("ephemeral")
+    template = ephemeral.get("volumeClaimTemplate") if isinstance(ephemeral, Mapping) else None
+    if isinstance(template, Mapping):
+        yield from _of_claim(template.get("spec"))
     projected = volume.get("projected")
     if isinstance(projected, Mapping):
         for source in _mappings(projected.get("sources")):
