@@ -29,7 +29,6 @@ def cluster(log: Log) -> Cluster:
     if not kubeconfig.is_file():
         raise ClusterError(f"E2E_KUBECONFIG names no file: {kubeconfig}")
     call = Kubectl(kubectl_program(log), kubeconfig)
-    nodes = [node["metadata"]["name"] for node in call.get("nodes")["items"]]
     immediate, _, wait = os.environ.get("E2E_STORAGE_CLASSES", "").partition(",")
     if not immediate:
         immediate = default_class(call)
@@ -39,7 +38,7 @@ def cluster(log: Log) -> Cluster:
         kubeconfig=kubeconfig,
         kubectl=call.program,
         host_address=os.environ.get("E2E_HOST_ADDRESS") or own_address(call),
-        node=os.environ.get("E2E_NODE") or nodes[0],
+        node=os.environ.get("E2E_NODE") or open_node(call),
         fake_node=os.environ.get("E2E_FAKE_NODE", ""),
         storage_classes=StorageClasses(immediate, wait or immediate),
         image=os.environ.get("E2E_IMAGE", IMAGE),
@@ -52,6 +51,14 @@ def default_class(call: Kubectl) -> str:
         if item["metadata"].get("annotations", {}).get(DEFAULT_CLASS) == "true":
             return str(item["metadata"]["name"])
     raise ClusterError("the given cluster has no default storage class: set E2E_STORAGE_CLASSES")
+
+
+def open_node(call: Kubectl) -> str:
+    """The first node that takes pods without being asked to."""
+    for node in call.get("nodes")["items"]:
+        if not node["spec"].get("taints") and not node["spec"].get("unschedulable"):
+            return str(node["metadata"]["name"])
+    raise ClusterError("the given cluster has no node without taints: set E2E_NODE")
 
 
 def own_address(call: Kubectl) -> str:

@@ -44,7 +44,9 @@ class Provisioner:
 
     async def run(self) -> None:
         """Follow claims and volumes until the process is ended."""
-        await asyncio.gather(self.follow_claims(), self.follow_volumes())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.follow_claims())
+            group.create_task(self.follow_volumes())
 
     async def follow_claims(self) -> None:
         """Make a volume for each new claim, and let volumes grow with their claims."""
@@ -70,8 +72,7 @@ class Provisioner:
             if volume["status"].get("phase") != "Released":
                 continue
             try:
-                await self.command("rm", "-rf", spec["local"]["path"])
-                await self.client.delete(Volume, name)
+                await self.remove(name, spec["local"]["path"])
             except (ApiError, OSError):
                 log.exception("volume %s", name)
 
@@ -106,6 +107,15 @@ class Provisioner:
             await self.client.create(Volume.from_dict(volume))
         except ApiError as error:
             if error.status.code != 409:  # a second event of the same claim
+                raise
+
+    async def remove(self, name: str, path: str) -> None:
+        """Remove a volume that nobody uses any more, its files first."""
+        await self.command("rm", "-rf", path)
+        try:
+            await self.client.delete(Volume, name)
+        except ApiError as error:
+            if error.status.code != 404:  # a second event of the same volume
                 raise
 
     async def grow(self, claim: Object) -> None:
@@ -151,8 +161,8 @@ async def main() -> None:
         client = AsyncClient(config=config, trust_env=False)
         try:
             await Provisioner(client, options.folder, tuple(options.node), prefix).run()
-        except (ApiError, httpx2.HTTPError) as error:
-            log.warning("starting again after: %s", error)
+        except* (ApiError, httpx2.HTTPError) as errors:
+            log.warning("starting again after: %s", errors.exceptions[0])
             await asyncio.sleep(1)
         finally:
             await client.close()

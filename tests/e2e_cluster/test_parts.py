@@ -14,6 +14,7 @@ import pytest
 
 from e2e import cluster as clusters
 from e2e.cluster import build, components, images, network, processes, record
+from e2e.cluster.__main__ import main
 from e2e.cluster.model import NODE, ClusterError, cache_folder, run_folder
 from e2e.cluster.packages import Packages
 from e2e.image import IMAGE
@@ -121,6 +122,51 @@ def test_no_engine_and_no_root_is_one_sentence(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ClusterError, match=r"no Docker or Podman answers.* needs root") as caught:
         clusters.up(log=lambda _: None)
     assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_shows_no_trace(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(clusters.kind, "engine", lambda: "")
+    for arguments, message in (
+        (["up"], "no cluster can run here"),
+        (["status"], "no cluster runs here"),
+        (["env"], "no cluster runs here"),
+    ):
+        monkeypatch.setattr("sys.argv", ["e2e.cluster", *arguments])
+        assert main() == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert message in said.err
+        assert "Traceback" not in said.err
+    monkeypatch.setattr("sys.argv", ["e2e.cluster", "down"])
+    assert main() == 0
+
+
+def test_a_given_cluster_is_described_and_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tainted = {"metadata": {"name": "a"}, "spec": {"taints": [{}]}}
+    nodes = {"items": [tainted, {"metadata": {"name": "b"}, "spec": {}}]}
+    default = {"storageclass.kubernetes.io/is-default-class": "true"}
+    classes = {"items": [{"metadata": {"name": "fast", "annotations": default}}]}
+    view = {"clusters": [{"cluster": {"server": "https://127.0.0.1:6443"}}]}
+    script = f"""case "$*" in
+  *"get nodes"*) echo '{json.dumps(nodes)}';;
+  *"get storageclasses"*) echo '{json.dumps(classes)}';;
+  *"config view"*) echo '{json.dumps(view)}';;
+  *) exit 1;;
+esac"""
+    program(tmp_path / "bin", "kubectl", script)
+    (tmp_path / "config").write_text("")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("E2E_KUBECONFIG", str(tmp_path / "config"))
+    for name in ("NODE", "FAKE_NODE", "STORAGE_CLASSES", "HOST_ADDRESS", "IMAGE"):
+        monkeypatch.delenv(f"E2E_{name}", raising=False)
+    found = clusters.up(log=lambda _: None)
+    assert (found.provider, found.node, found.host_address) == ("given", "b", "127.0.0.1")
+    assert found.storage_classes == ("fast", "fast")
+    clusters.down(log=lambda _: None)
 
 
 def test_toml_is_what_a_reader_of_toml_understands() -> None:
