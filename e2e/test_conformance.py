@@ -1,0 +1,54 @@
+"""The two apply preconditions that ownership rests on; cluster: E2E_KUBECONFIG, else KUBECONFIG.
+
+``metadata.resourceVersion: "1"`` may only create, ``metadata.uid`` only update that very object.
+Needs ConfigMaps in one namespace (E2E_NAMESPACE, else "default"), and lightkube; nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+
+import pytest
+
+from lightkube_template_spawner.api import Api, Kind
+from lightkube_template_spawner.errors import ClusterError, Conflict
+
+CONFIG = Kind("", "v1", "ConfigMap", "configmaps", namespaced=True)
+KUBECONFIG = os.environ.get("E2E_KUBECONFIG") or os.environ.get("KUBECONFIG")
+SPACE = os.environ.get("E2E_NAMESPACE", "default")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.skipif(not KUBECONFIG, reason="set E2E_KUBECONFIG or KUBECONFIG")
+async def test_apply_preconditions() -> None:
+    api = Api(KUBECONFIG)
+    name = f"conformance-{uuid.uuid4().hex[:8]}"
+    path = CONFIG.path(SPACE, name)
+
+    async def apply(value: str, **precondition: str) -> dict[str, object]:
+        head = {"name": name, "namespace": SPACE, **precondition}
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": head, "data": {"k": value}}
+        return await api.apply(CONFIG, body, manager="lts:conformance")
+
+    try:
+        made = await apply("1", resourceVersion="1")  # absent: created
+        with pytest.raises(Conflict):
+            await apply("2", resourceVersion="1")  # present: refused, even to its own manager
+        uid = (await api.call("GET", path))["metadata"]["uid"]
+        assert await api.call("GET", path) == made
+        assert (await apply("3", uid=uid))["data"] == {"k": "3"}  # held: updated
+        with pytest.raises(ClusterError) as refused:
+            await apply("4", uid=str(uuid.uuid4()))  # another object: refused
+        assert refused.value.code in (409, 422)
+        assert (await api.call("GET", path))["data"] == {"k": "3"}
+        await api.call("DELETE", path, body={})
+        with pytest.raises(Conflict):
+            await apply("5", uid=uid)  # gone: never created again
+        listing = await api.call("GET", CONFIG.path(SPACE))
+        assert name not in {item["metadata"]["name"] for item in listing["items"]}
+    finally:
+        gone = {"labelSelector": "", "fieldSelector": f"metadata.name={name}"}
+        await api.call("DELETE", CONFIG.path(SPACE), params=gone, body={})
+        await api.aclose()
