@@ -137,6 +137,21 @@ def _raise_for(response: httpx2.Response, content: bytes) -> None:
     raise error
 
 
+async def _lines(response: httpx2.Response) -> AsyncIterator[bytes]:
+    """Lines as a watch sends them.
+
+    httpx2's own end at U+0085 and other breaks too, which JSON may hold unescaped: a user's word in
+    a pod's status could then break the watch that the whole hub shares.
+    """
+    rest = b""
+    async for chunk in response.aiter_bytes():
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line
+    if rest:
+        yield rest
+
+
 async def retried(operation: Callable[[], Awaitable[T]], log: logging.Logger) -> T:
     """Repeat an idempotent request while the API server gives no usable answer.
 
@@ -271,7 +286,7 @@ class Api:
     @asynccontextmanager
     async def stream(
         self, path: str, *, params: Mapping[str, str], accept: str, idle: float
-    ) -> AsyncIterator[AsyncIterator[str]]:
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open a watch; yields its lines. Ends with Unavailable after ``idle`` silent seconds.
 
         Raises:
@@ -284,7 +299,7 @@ class Api:
             ) as response:
                 if not response.is_success:
                     _raise_for(response, await response.aread())
-                yield response.aiter_lines()
+                yield _lines(response)
         except (httpx2.HTTPError, ConfigError) as error:
             raise Unavailable(self._unreachable(error)) from error
 
