@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -301,6 +302,18 @@ def test_an_up_that_is_killed_half_way_is_repaired_by_the_next(owned: None) -> N
         child.kill()
         child.wait()
     use(clusters.up())
+
+
+def test_a_component_that_fails_shows_its_log_and_leaves_nothing(owned: None) -> None:
+    clusters.down()
+    before = traces()
+    with socket.create_server(("0.0.0.0", 6443)):
+        with pytest.raises(
+            ClusterError, match=r"kube-apiserver ended(.|\n)*address already in use"
+        ):
+            clusters.up()
+    assert_same(before, traces())
+    assert "address already in use" in (cache_folder() / "last-logs/kube-apiserver.log").read_text()
 
 
 def test_two_ups_at_once_share_one_cluster(owned: None) -> None:

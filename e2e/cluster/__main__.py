@@ -14,7 +14,11 @@ from e2e.cluster.model import DEFAULT_NAME, Cluster, ClusterError, Log
 
 def main() -> int:
     """Run one command; what a person can act on is one message, not a trace."""
-    parser = argparse.ArgumentParser(prog="python -m e2e.cluster", description=cluster.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m e2e.cluster",
+        description=cluster.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("command", choices=["up", "down", "status", "env"])
     parser.add_argument("--name", default=DEFAULT_NAME, help="one cluster fits on a machine")
     options = parser.parse_args()

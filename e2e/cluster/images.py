@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from e2e.cluster.commands import run
-from e2e.cluster.components import PAUSE_IMAGE
+from e2e.cluster.layout import PAUSE_IMAGE
 from e2e.cluster.model import TINY_IMAGE, Log
 from e2e.cluster.packages import packages
 from e2e.image import build_image

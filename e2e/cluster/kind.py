@@ -17,6 +17,7 @@ from typing import Any
 from e2e.cluster import build, components, images, network, processes
 from e2e.cluster.commands import attempt, run
 from e2e.cluster.kubectl import Kubectl
+from e2e.cluster.layout import LOST_NODE_SECONDS
 from e2e.cluster.model import FAKE_NODE, STORAGE_CLASSES, Cluster, ClusterError, Log, cache_folder
 from e2e.cluster.objects import DEFAULT_CLASS, fake_node, storage_classes
 from e2e.cluster.record import Record, remove_files
@@ -25,7 +26,7 @@ from e2e.cluster.starter import Starter
 VOLUMES = "/var/local/e2e-volumes"
 """Where the volumes are in the node's container."""
 ROUTED = (network.ALL_PODS, network.SERVICES)
-LOST_NODE = {"node-monitor-grace-period": f"{components.LOST_NODE_SECONDS}s"}
+LOST_NODE = {"node-monitor-grace-period": f"{LOST_NODE_SECONDS}s"}
 TOLERATED = {
     "default-not-ready-toleration-seconds": "5",
     "default-unreachable-toleration-seconds": "5",
@@ -61,7 +62,7 @@ def settings() -> dict[str, Any]:
     patches: list[dict[str, Any]] = [
         {
             "kind": "KubeletConfiguration",
-            "nodeLeaseDurationSeconds": components.LOST_NODE_SECONDS,
+            "nodeLeaseDurationSeconds": LOST_NODE_SECONDS,
         }
     ]
     # kubeadm changed how it takes arguments; the patch for the other version matches nothing.

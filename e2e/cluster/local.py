@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from e2e.cluster import build, components, credentials, images, network, processes, runtime
+from e2e.cluster import build, components, credentials, images, network, node, processes, runtime
 from e2e.cluster.commands import attempt
-from e2e.cluster.components import Layout
 from e2e.cluster.kubectl import Kubectl
+from e2e.cluster.layout import HIDDEN, Layout
 from e2e.cluster.model import (
     FAKE_NODE,
     NODE,
@@ -99,7 +99,7 @@ def start(at: Layout, record: Record, log: Log) -> Cluster:
     record.save()
     for folder in (at.data, at.logs, at.volumes, at.images):
         folder.mkdir(parents=True, exist_ok=True)
-    for hidden in components.HIDDEN:
+    for hidden in HIDDEN:
         _make_folders(Path(hidden), record)
     credentials.create(at.keys, at.programs.program("openssl"))
     network.up(at.programs, record)
@@ -108,7 +108,7 @@ def start(at: Layout, record: Record, log: Log) -> Cluster:
 
     run = Starter(record, at.logs, at.programs.environment)
     run("etcd", components.etcd(at))
-    run("containerd", components.containerd(at))
+    run("containerd", node.containerd(at))
     run("kube-apiserver", components.api_server(at))
     run.wait("containerd", lambda: runtime.answers(at))
     if runtime.remove_containers(at):
@@ -117,12 +117,12 @@ def start(at: Layout, record: Record, log: Log) -> Cluster:
         run.end("containerd")
         for folder in (at.run / "containerd", at.data / "hidden", at.data / "cni"):
             shutil.rmtree(folder)
-        run("containerd", components.containerd(at))
+        run("containerd", node.containerd(at))
         run.wait("containerd", lambda: runtime.answers(at))
     load_images(at, log)
     run.wait("kube-apiserver", lambda: call.succeeds("get", "--raw=/readyz"))
     log(f"the API server is ready after {time.monotonic() - begun:.1f} s")
-    run("kubelet", components.kubelet(at, run.pid("containerd")))
+    run("kubelet", node.kubelet(at, run.pid("containerd")))
     run("kube-controller-manager", components.controllers(at))
     run("kube-scheduler", components.scheduler(at))
     run("kube-proxy", components.proxy(at))

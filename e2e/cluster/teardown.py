@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from e2e.cluster import network, processes, runtime
-from e2e.cluster.components import Layout
+from e2e.cluster.layout import Layout
 from e2e.cluster.model import Log
 from e2e.cluster.record import Record, remove_files
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from e2e import cluster as clusters
-from e2e.cluster import build, components, images, network, processes, record
+from e2e.cluster import build, images, network, node, processes, record
 from e2e.cluster.__main__ import main
+from e2e.cluster.layout import PAUSE_IMAGE, Layout
 from e2e.cluster.model import NODE, ClusterError, cache_folder, run_folder
 from e2e.cluster.packages import Packages
 from e2e.image import IMAGE
@@ -176,22 +177,20 @@ def test_toml_is_what_a_reader_of_toml_understands() -> None:
         "list": ["a", "b"],
         "plugins": {"io.x.y": {"deep": {"text": 'quoted "so"'}}, "flat": 1},
     }
-    assert tomllib.loads(components.toml(document)) == document
+    assert tomllib.loads(node.toml(document)) == document
 
 
 def test_settings_of_the_components_are_well_formed(tmp_path: Path) -> None:
     programs = Packages(tmp_path / "packages")
     for name in ("containerd", "runc"):
         program(tmp_path / "packages/bin", name, "exit 0")
-    at = components.Layout(
-        data=tmp_path, run=tmp_path, built=tmp_path, images=tmp_path, programs=programs
-    )
+    at = Layout(data=tmp_path, run=tmp_path, built=tmp_path, images=tmp_path, programs=programs)
     (tmp_path / "volumes").mkdir()
-    assert "unshare" in components.containerd(at)
+    assert "unshare" in node.containerd(at)
     settings = tomllib.loads((tmp_path / "containerd.toml").read_text())
     assert settings["plugins"]["io.containerd.grpc.v1.cri"]["restrict_oom_score_adj"] is True
     assert json.loads((tmp_path / "cni/10-bridge.conflist").read_text())["plugins"]
-    kubelet = components.kubelet(at, 42)
+    kubelet = node.kubelet(at, 42)
     assert kubelet[:4] == ["nsenter", "--target", "42", "--mount"]
     assert json.loads((tmp_path / "kubelet.json").read_text())["failCgroupV1"] is False
     assert f"--hostname-override={NODE}" in kubelet
@@ -258,7 +257,7 @@ def test_the_tiny_archive_holds_two_images_of_one_layer(tmp_path: Path, apart: P
     with tarfile.open(archive) as tar:
         manifest = json.load(tar.extractfile("manifest.json"))  # type: ignore[arg-type]
         names = {name for one in manifest for name in one["RepoTags"]}
-        assert names == {clusters.TINY_IMAGE, components.PAUSE_IMAGE}
+        assert names == {clusters.TINY_IMAGE, PAUSE_IMAGE}
         with tarfile.open(fileobj=tar.extractfile("layer.tar")) as layer:
             assert layer.getmember("bin/sleep").linkname == "busybox"
             assert layer.getmember("tmp").mode == 0o1777
