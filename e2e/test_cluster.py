@@ -307,11 +307,11 @@ def test_an_up_that_is_killed_half_way_is_repaired_by_the_next(owned: None) -> N
 def test_a_component_that_fails_shows_its_log_and_leaves_nothing(owned: None) -> None:
     clusters.down()
     before = traces()
-    with socket.create_server(("0.0.0.0", 6443)):
-        with pytest.raises(
-            ClusterError, match=r"kube-apiserver ended(.|\n)*address already in use"
-        ):
-            clusters.up()
+    with (
+        socket.create_server(("0.0.0.0", 6443)),
+        pytest.raises(ClusterError, match=r"kube-apiserver ended(.|\n)*address already in use"),
+    ):
+        clusters.up()
     assert_same(before, traces())
     assert "address already in use" in (cache_folder() / "last-logs/kube-apiserver.log").read_text()
 
