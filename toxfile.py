@@ -6,5 +6,5 @@ import os
 from pathlib import Path
 
 _PYENV = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
-_FOUND = sorted(str(python) for python in _PYENV.glob("versions/3.1[1-4].*/bin/python3"))
-os.environ.setdefault("TOX_DISCOVER", os.pathsep.join(_FOUND))
+_FOUND = sorted(str(python.parent) for python in _PYENV.glob("versions/3.1[1-4].*/bin/python3"))
+os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *_FOUND])
