@@ -39,6 +39,11 @@ class Event:
     message: str
     time: str
 
+    @property
+    def is_routine(self) -> bool:
+        """Whether it would only frighten: a server that is not up yet fails its startup probe."""
+        return self.reason == "Unhealthy" and self.message.startswith("Startup probe failed")
+
     @classmethod
     def read(cls, item: dict[str, Any]) -> Event:
         """From the API's core/v1 form, tolerating what old clients leave out."""

@@ -292,6 +292,8 @@ class Launcher:
 
     def _hear(self, event: Event, uids: set[str], record: Record) -> None:
         """Tell the user of events about this server's objects, pods of its controllers included."""
+        if event.is_routine:
+            return
         mine = event.uid in uids or any(
             live.meta.uid == event.uid for live in liveness.pods(self.cluster, record)
         )
