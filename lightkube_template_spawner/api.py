@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 import anyio
 import httpx2
 import msgspec
-from lightkube import ApiError, AsyncClient, KubeConfig
+import yaml
+from lightkube import AsyncClient, KubeConfig
 from lightkube.config import client_adapter
 from lightkube.config.models import User
 from lightkube.core.exceptions import ConfigError
@@ -126,7 +127,7 @@ def error_from(status: object, code: int, fallback: str = "") -> ClusterError:
     )
 
 
-def _raise_for(response: httpx2.Response, content: bytes) -> None:
+def _refusal(response: httpx2.Response, content: bytes) -> ClusterError:
     try:
         body = msgspec.json.decode(content) if content else {}
     except msgspec.MsgspecError:
@@ -134,7 +135,7 @@ def _raise_for(response: httpx2.Response, content: bytes) -> None:
     error = error_from(body, response.status_code, response.reason_phrase)
     if error.retry_after is None and response.headers.get("Retry-After", "").isdigit():
         error.retry_after = float(response.headers["Retry-After"])
-    raise error
+    return error
 
 
 async def _lines(response: httpx2.Response) -> AsyncIterator[bytes]:
@@ -193,8 +194,13 @@ class Api:
             user = config.user or User()
             config = config._replace(user=user)  # a context without a user is refused otherwise
             tls = client_adapter.verify_cluster(config.cluster, user, config.abs_file)
-        except (ConfigError, OSError, KeyError) as error:
+        except yaml.YAMLError:
+            # Its message quotes the file, which may hold a token.
+            raise ConfigurationError("the kubeconfig cannot be used: it is not YAML") from None
+        except (ConfigError, OSError) as error:
             raise ConfigurationError(f"the kubeconfig cannot be used: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigurationError(f"the kubeconfig lacks something: {error!r}") from error
         self.server = config.cluster.server
         self._timeout = httpx2.Timeout(timeout)
         # Each watch holds a connection, so there is no limit here; the writers limit themselves.
@@ -245,7 +251,7 @@ class Api:
         except (httpx2.HTTPError, ConfigError) as error:
             raise Unavailable(self._unreachable(error)) from error
         if not response.is_success:
-            _raise_for(response, response.content)
+            raise _refusal(response, response.content)
         if raw:
             return response.content
         try:
@@ -271,12 +277,8 @@ class Api:
                 field_manager=manager,
                 dry_run=dry_run,
             )
-        except ApiError as error:
-            raise error_from(
-                msgspec.to_builtins(error.status), error.response.status_code
-            ) from error
-        except httpx2.HTTPStatusError as error:
-            raise error_from({}, error.response.status_code, str(error)) from error
+        except httpx2.HTTPStatusError as error:  # ApiError among them
+            raise _refusal(error.response, error.response.content) from error
         except (httpx2.HTTPError, ConfigError) as error:
             raise Unavailable(self._unreachable(error)) from error
         except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
@@ -298,7 +300,7 @@ class Api:
                 "GET", path, params=params, headers={"Accept": accept}, timeout=timeout
             ) as response:
                 if not response.is_success:
-                    _raise_for(response, await response.aread())
+                    raise _refusal(response, await response.aread())
                 yield _lines(response)
         except (httpx2.HTTPError, ConfigError) as error:
             raise Unavailable(self._unreachable(error)) from error
