@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from e2e.cluster.model import cache_folder
 from e2e.hub import Hub
 from e2e.kube import OWNED, Kube
 from e2e.proxy import install_proxy
+from e2e.user import HubUser
 
 CHARTS = Path(__file__).parent / "charts"
 DEFAULT_CHART = Path(__file__).parents[1] / "charts" / "user-server"
 
-__all__ = ["CHARTS", "DEFAULT_CHART", "OWNED", "Kube", "MakeHub"]
+__all__ = ["CHARTS", "DEFAULT_CHART", "OWNED", "Kube", "MakeHub", "signed_in"]
 
 MakeHub = Callable[..., Hub]
 
@@ -81,3 +83,11 @@ def make_hub(cluster: Cluster, proxy_command: list[str], space: str) -> MakeHub:
         )
 
     return make
+
+
+@asynccontextmanager
+async def signed_in(hub: Hub, name: str) -> AsyncGenerator[HubUser]:
+    """A user who has logged in."""
+    async with HubUser(hub.url) as user:
+        await user.login(name, hub.user_password)
+        yield user

@@ -45,8 +45,11 @@ class Kube:
         return list(json.loads(self(*words))["items"])
 
     def owned(self, namespace: str, selector: str = OWNED) -> list[str]:
-        """`Kind/name` of every object of every kind in the namespace that carries our labels."""
+        """`Kind/name` of every object of every kind in the namespace that carries our labels.
+
+        Endpoints come and go with their Service, whose labels they copy.
+        """
         kinds = self("api-resources", "--verbs=list", "--namespaced", "-o", "name").split()
-        kinds = [kind for kind in kinds if not kind.startswith("events")]
+        kinds = [kind for kind in kinds if not kind.startswith(("events", "endpoint"))]
         found = self.list(",".join(kinds), namespace, selector)
         return sorted(f"{item['kind']}/{item['metadata']['name']}" for item in found)
