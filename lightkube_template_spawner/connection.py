@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -59,6 +61,20 @@ def only_one(marked: Iterable[str], key: str) -> str:
     )
 
 
+def check(manifest: Mapping[str, Any], key: str) -> None:
+    """Refuse annotations that can give no address, whatever the live object will be.
+
+    Raises:
+        ManifestError: the path or the scheme is none.
+    """
+    annotations = manifest["metadata"].get("annotations") or {}
+    path, scheme = annotations.get(f"{key}-address"), annotations.get(f"{key}-scheme")
+    if path and not _steps(path):
+        raise _no_path(path)
+    if scheme and scheme not in ("http", "https"):
+        raise ManifestError(f"{key}-scheme is {scheme!r}: write http or https")
+
+
 def url(live: Mapping[str, Any], route: Route) -> str | None:
     """The URL of a ready connection object, or None while it has no address.
 
@@ -74,15 +90,14 @@ def url(live: Mapping[str, Any], route: Route) -> str | None:
         found = lookup(live, path)
         if not isinstance(found, str) or not found:
             return None
-        host, scheme, port = _split(found, scheme)
-        port = _number(live, wanted, path) if wanted else port
-        return _join(scheme, host, port or (443 if scheme == "https" else route.port))
+        host, scheme, port = _split(found, scheme, route.port)
+        return _join(scheme, host, _number(live, wanted, "port") if wanted else port)
     if live.get("kind") == "Pod":
         pod_ip = (live.get("status") or {}).get("podIP")
         port = _number(live, wanted, "port") if wanted else route.port
         return _join(scheme, pod_ip, port) if pod_ip else None
     if live.get("kind") == "Service":
-        return _join(scheme, _service_host(live, route), _service_port(live, wanted, route.port))
+        return _join(scheme, _service_host(live, route), _service_port(live, wanted, route))
     return None
 
 
@@ -92,21 +107,30 @@ def lookup(live: Mapping[str, Any], path: str) -> Any:
     Raises:
         ManifestError: the path is not one of these.
     """
-    text = path.strip().removeprefix("{").removesuffix("}").removeprefix("$")
     value: Any = live
+    for step in _steps(path):
+        value = _step(value, step)
+    return value
+
+
+def _steps(path: str) -> list[re.Match[str]]:
+    text = path.strip().removeprefix("{").removesuffix("}").strip().removeprefix("$")
+    found = []
     position = 0
     while position < len(text):
         step = _STEP.match(text, position)
         if step is None:
-            raise ManifestError(
-                f"{path!r} is not a path like {{.status.address.url}} or "
-                '{.status.addresses[?(@.type=="Hostname")].value}'
-            )
-        value = _step(value, step)
-        if value is None:
-            return None
+            raise _no_path(path)
+        found.append(step)
         position = step.end()
-    return value
+    return found
+
+
+def _no_path(path: str) -> ManifestError:
+    return ManifestError(
+        f"{path!r} is not a path like {{.status.address.url}} or "
+        '{.status.addresses[?(@.type=="Hostname")].value}'
+    )
 
 
 def _step(value: Any, step: re.Match[str]) -> Any:
@@ -123,9 +147,21 @@ def _step(value: Any, step: re.Match[str]) -> Any:
     return value.get(key) if isinstance(value, Mapping) else None
 
 
-def _split(address: str, scheme: str) -> tuple[str, str, int | None]:
-    parts = urlsplit(address if "://" in address else f"//{address}", scheme=scheme)
-    return parts.hostname or address, parts.scheme, parts.port
+def _split(address: str, scheme: str, port: int) -> tuple[str, str, int]:
+    """Host, scheme and port of a URL, which has its scheme's port, or of a host, which has ours."""
+    with contextlib.suppress(ValueError):
+        return str(IPv6Address(address)), scheme, port
+    whole = "://" in address
+    try:
+        parts = urlsplit(address if whole else f"//{address}", scheme=scheme)
+        host, scheme, named = parts.hostname, parts.scheme, parts.port
+    except ValueError:
+        host = named = None
+    if not host or scheme not in ("http", "https"):
+        raise ManifestError(f"the connection address {address!r} is not a URL, host or host:port")
+    if whole:
+        port = 443 if scheme == "https" else 80
+    return host, scheme, named or port
 
 
 def _join(scheme: str, host: str, port: int) -> str:
@@ -143,29 +179,36 @@ def _service_host(live: Mapping[str, Any], route: Route) -> str:
     return f"{metadata['name']}.{metadata['namespace']}.svc.{route.cluster_domain}"
 
 
-def _service_port(live: Mapping[str, Any], wanted: str | None, port: int) -> int:
+def _service_port(live: Mapping[str, Any], wanted: str | None, route: Route) -> int:
     ports = live["spec"].get("ports") or []
-    if live["spec"].get("clusterIP") == "None" or not ports:
-        return _number(live, wanted, "port") if wanted else port
+    headless = live["spec"].get("clusterIP") == "None"
     for entry in ports:
         if wanted is not None and wanted in (entry.get("name"), str(entry["port"])):
-            return int(entry["port"])
+            return _direct(entry) if headless else int(entry["port"])
+    if headless or not ports:
+        return _number(live, wanted, "port") if wanted else route.port
     if wanted is None:
         for entry in ports:
-            if port in (entry["port"], entry.get("targetPort")):
+            if route.port in (entry["port"], entry.get("targetPort")):
                 return int(entry["port"])
         if len(ports) == 1:
             return int(ports[0]["port"])
     names = ", ".join(f"{entry.get('name', 'unnamed')}={entry['port']}" for entry in ports)
     raise ManifestError(
         f"Service {live['metadata'].get('namespace')}/{live['metadata']['name']} has no port "
-        f"{wanted or port} (it has {names}): name one in the annotation "
-        "kubetemplatespawner/connection-port"
+        f"{wanted or route.port} (it has {names}): name one in the annotation "
+        f"{route.annotation_key}-port"
     )
 
 
+def _direct(entry: Mapping[str, Any]) -> int:
+    """The pods' own port: nothing translates behind a headless Service."""
+    target = entry.get("targetPort")
+    return target if isinstance(target, int) else int(entry["port"])
+
+
 def _number(live: Mapping[str, Any], text: str, what: str) -> int:
-    if text.isdigit():
+    if re.fullmatch(r"[1-9][0-9]{0,4}", text):
         return int(text)
     for container in (live.get("spec") or {}).get("containers") or ():
         for entry in container.get("ports") or ():
