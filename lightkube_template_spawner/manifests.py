@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from lightkube_template_spawner import connection, kubeyaml, references, stamping
@@ -24,7 +25,8 @@ _NAME_LIMITS = {"Service": 63, "Namespace": 63, "StatefulSet": 52, "CronJob": 52
 _LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _LIMIT = 100  # objects of one server; a template that loops on user input stops here
 
-RETAINED_KINDS = ("v1/PersistentVolumeClaim", "v1/PersistentVolume", "v1/Namespace")
+_CLAIM = "v1/PersistentVolumeClaim"
+RETAINED_KINDS = (_CLAIM, "v1/PersistentVolume", "v1/Namespace")
 
 _RANKS: Mapping[str, int] = {
     **dict.fromkeys(("Namespace", "CustomResourceDefinition"), 0),
@@ -83,6 +85,7 @@ class Planned:
     policy: Policy
     rank: int
     source: str
+    claims: tuple[Policy, ...] = ()  # of a StatefulSet's volumes
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -129,6 +132,8 @@ class Plan:
         for item in self.objects:
             if item.policy in wanted:
                 found.setdefault("/".join(item.kind), set()).add(item.namespace)
+            if wanted & set(item.claims):
+                found.setdefault(_CLAIM, set()).add(item.namespace)
         return {kind: tuple(sorted(found[kind])) for kind in sorted(found)}
 
 
@@ -151,7 +156,8 @@ def parse(documents: Mapping[str, str]) -> list[Document]:
         for item in kubeyaml.load_all(text, source):
             items = [item]
             if isinstance(item, Mapping) and str(item.get("kind", "")).endswith("List"):
-                items = item["items"] if isinstance(item.get("items"), list) else items
+                inner = item.get("items")
+                items = inner if isinstance(inner, list) else [] if "items" in item else items
             found += [Document(_object(i, source), source) for i in items if not _is_test(i)]
     if not found:
         raise ManifestError("the template rendered no object at all: check its conditions")
@@ -183,6 +189,7 @@ def prepare(
     references.check(((d.where, d.manifest) for d in known), rules.shared_objects, rules.namespace)
     marked = [d for d in known if connection.is_connection(d.manifest, rules.connection_key)]
     connection.only_one((d.where for d in marked), rules.connection_key)
+    _about(marked[0], partial(connection.check, marked[0].manifest, rules.connection_key))
     warnings: list[str] = []
     planned = []
     for document in known:
@@ -192,9 +199,13 @@ def prepare(
                 f"{document.where} is what JupyterHub connects to, yet its lifecycle is {policy}: "
                 "it stays when the server stops"
             )
-        _stamp(document, identity, policy, rules)
+        _about(document, partial(_stamp, document, identity, policy, rules))
         rank = LAST if document is marked[0] else _RANKS.get(document.kind[1], _REST)
-        planned.append(Planned(document.manifest, policy, rank, document.source))
+        claims = tuple(
+            Policy(claim["metadata"]["labels"][rules.lifecycle_key])
+            for claim in stamping.claim_templates(document.manifest)
+        )
+        planned.append(Planned(document.manifest, policy, rank, document.source, claims))
     plan = Plan(tuple(sorted(planned, key=lambda o: o.rank)), tuple(warnings))
     stopped = ",".join(plan.places({Policy.STOPPED}))
     plan.connection.manifest["metadata"]["annotations"][KINDS] = stopped
@@ -214,6 +225,9 @@ def _object(item: object, source: str) -> dict[str, Any]:
     _check_name(item, source)
     where = f"{source}: {item['kind']} {item['metadata']['name']!r}"
     _check_texts(item["metadata"], where)
+    for template in (*stamping.pod_templates(item), *stamping.claim_templates(item)):
+        if isinstance(template.get("metadata"), dict):
+            _check_texts(template["metadata"], f"{where}, in its template")
     _check_containers(item, where)
     return item
 
@@ -225,6 +239,8 @@ def _check_name(item: dict[str, Any], source: str) -> None:
             f"{source}: {item['kind']} uses generateName, which server-side apply cannot: give it "
             "a name made of the template's values"
         )
+    if metadata.get("namespace") in (None, ""):
+        metadata.pop("namespace", None)
     for key in ("name", "namespace"):
         if key in metadata and not isinstance(metadata[key], str):
             raise ManifestError(
@@ -263,7 +279,9 @@ def _check_containers(manifest: dict[str, Any], where: str) -> None:
     pods = [manifest] if manifest["kind"] == "Pod" else stamping.pod_templates(manifest)
     for pod in pods:
         spec = pod.get("spec")
-        groups = [spec.get(g) for g in ("initContainers", "containers")] if spec else []
+        if not isinstance(spec, dict):
+            continue
+        groups = [spec.get(g) for g in ("initContainers", "containers")]
         for container in (c for g in groups if isinstance(g, list) for c in g):
             if not isinstance(container, dict):
                 raise ManifestError(f"{where}: a container is not a mapping")
@@ -281,7 +299,7 @@ def _check_variables(container: dict[str, Any], where: str) -> None:
     seen: set[str] = set()
     for variable in env if isinstance(env, list) else ():
         name = variable.get("name") if isinstance(variable, dict) else None
-        if not isinstance(name, str) or not isinstance(variable.get("value") or "", str):
+        if not isinstance(name, str) or not isinstance(variable.get("value"), str | None):
             raise ManifestError(
                 f"{where}: the environment variable {name!r} of container "
                 f"{container.get('name')!r} is not text: pipe name and value through `quote`"
@@ -372,15 +390,20 @@ def _policy(document: Document, rules: Rules, warnings: list[str]) -> Policy:
 
 
 def _stamp(document: Document, identity: Identity, policy: Policy, rules: Rules) -> None:
+    stamping.stamp(
+        document.manifest,
+        identity,
+        policy,
+        lifecycle_key=rules.lifecycle_key,
+        select_own_pods=rules.select_own_pods,
+        gitops_guard=rules.gitops_guard,
+    )
+
+
+def _about(document: Document, step: Callable[[], None]) -> None:
+    """Take one step, and name the object if it is refused."""
     try:
-        stamping.stamp(
-            document.manifest,
-            identity,
-            policy,
-            lifecycle_key=rules.lifecycle_key,
-            select_own_pods=rules.select_own_pods,
-            gitops_guard=rules.gitops_guard,
-        )
+        step()
     except ManifestError as error:
         raise ManifestError(f"{document.where}: {error}") from error
 
