@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 import time
 
@@ -61,4 +62,6 @@ def print_environment(found: Cluster) -> None:
 
 
 if __name__ == "__main__":
+    # Being told to end is an interrupt too: what was begun is taken down again.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

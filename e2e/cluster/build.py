@@ -92,6 +92,7 @@ def _compile(go: str, source: Path, targets: list[str], scratch: Path, log: Log)
     )
     command = [go, "build", "-v", "-trimpath", "-o", f"{scratch / 'bin'}/", "-ldflags", flags]
     environment = os.environ | {"GOCACHE": str(scratch / "objects"), "CGO_ENABLED": "0"}
+    environment.setdefault("GOGC", "400")  # a quarter of the compiler's time is collecting
     # A toolchain of the wheel has its own folder; one of the machine must not be mixed with it.
     environment.pop("GOROOT", None)
     begun = time.monotonic()
@@ -101,19 +102,23 @@ def _compile(go: str, source: Path, targets: list[str], scratch: Path, log: Log)
     ) as child:
         assert child.stderr is not None
         said: list[str] = []
-        packages = 0
+        modules = packages = 0
         finished = threading.Event()
 
         def report() -> None:
             while not finished.wait(15):
-                log(f"building: {packages} packages after {time.monotonic() - begun:.0f} s")
+                seconds = time.monotonic() - begun
+                log(f"{modules} modules fetched, {packages} packages compiled, {seconds:.0f} s")
 
         reporter = threading.Thread(target=report, daemon=True)
         reporter.start()
         try:
             for line in child.stderr:
-                packages += 1
                 said.append(line)
+                if line.startswith("go: downloading"):
+                    modules += 1
+                else:
+                    packages += 1
         except BaseException:  # an interrupt must not leave a compiler running
             child.kill()
             raise
