@@ -26,7 +26,7 @@ _PAGE = "500"
 _IDLE = 90.0  # bookmarks come each minute or so; longer silence is a dead connection
 _BACKOFF = (0.8, 30.0)
 _WATCH_SECONDS = (290, 590)
-_HOT = 5.0  # a watch that ends sooner and empty is answered by backing off
+_HOT = 5.0  # a watch that ends sooner is not opened again at once
 _NOISE = frozenset({"apiVersion", "kind", "metadata"})
 
 
@@ -193,8 +193,6 @@ class Reflector:
         while True:
             began = time.monotonic()
             try:
-                if self._version is None:
-                    await self._list()
                 events = await self._watch()
             except Expired as error:
                 self._lost(error)
@@ -209,8 +207,10 @@ class Reflector:
                 self._lost(ClusterError(f"watching {self.kind} failed: {error!r}"))
             else:
                 self.error = None
-                if events or time.monotonic() - began > _HOT:
+                lasted = time.monotonic() - began > _HOT
+                if events or lasted:
                     delay = _BACKOFF[0]
+                if lasted:
                     continue
             if time.monotonic() - began > self._idle:
                 delay = _BACKOFF[0]
@@ -269,7 +269,9 @@ class Reflector:
         self._attempted()
 
     async def _watch(self) -> int:
-        """Follow the change stream until it ends; the number of events that came."""
+        """List if need be, then follow the change stream until it ends; how many events came."""
+        if self._version is None:
+            await self._list()
         params = {
             "watch": "true",
             "allowWatchBookmarks": "true",
