@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 
 from lightkube_template_spawner.api import Api, Kind
-from lightkube_template_spawner.errors import ClusterError
 
 _KIND = Kind("", "v1", "Event", "events", namespaced=True)
 _NO_NODES = "involvedObject.kind!=Node"
@@ -109,11 +108,11 @@ class EventFeed:
                     )
                     version = first["metadata"]["resourceVersion"]
                 version = await self._watch(version)
-            except (ClusterError, msgspec.MsgspecError, KeyError) as error:
+            except Exception as error:  # noqa: BLE001
                 # Events are told to the user, nothing depends on them: begin again at "now".
-                self._log.debug("Events of %s: %s", self._namespace, error)
+                self._log.debug("Events of %s: %r", self._namespace, error)
                 version = ""
-                await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(_PAUSE)
 
     async def _watch(self, version: str) -> str:
         params = {
@@ -127,7 +126,7 @@ class EventFeed:
             path, params=params, accept="application/json", idle=_IDLE + 10
         ) as lines:
             async for line in lines:
-                change = msgspec.json.decode(line) if line else {}
+                change = msgspec.json.decode(line, type=dict[str, Any]) if line else {}
                 if change.get("type") == "ERROR":
                     return ""
                 if change.get("type") in ("ADDED", "MODIFIED"):
