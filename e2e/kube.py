@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import subprocess
 from typing import Any
@@ -18,7 +19,7 @@ class Kube:
         self.cluster = cluster
 
     def __call__(self, *words: str, given: object = None) -> str:
-        command = [self.cluster.kubectl, f"--kubeconfig={self.cluster.kubeconfig}", *words]
+        command = [str(self.cluster.kubectl), f"--kubeconfig={self.cluster.kubeconfig}", *words]
         text = None if given is None else json.dumps(given)
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -38,13 +39,13 @@ class Kube:
             raise
         return dict(json.loads(text))
 
-    def list(self, kinds: str, namespace: str, selector: str = "") -> list[dict[str, Any]]:
+    def list(self, kinds: str, namespace: str, selector: str = "") -> builtins.list[dict[str, Any]]:
         words = ["get", kinds, "-n", namespace, "-o", "json", "--show-managed-fields"]
         if selector:
             words += ["-l", selector]
         return list(json.loads(self(*words))["items"])
 
-    def owned(self, namespace: str, selector: str = OWNED) -> list[str]:
+    def owned(self, namespace: str, selector: str = OWNED) -> builtins.list[str]:
         """`Kind/name` of every object of every kind in the namespace that carries our labels.
 
         Endpoints come and go with their Service, whose labels they copy.
