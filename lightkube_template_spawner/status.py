@@ -51,7 +51,9 @@ def compute(live: Live) -> Status:
     if live["metadata"].get("deletionTimestamp"):
         return Status(State.TERMINATING, "it is being deleted")
     observed = (live.get("status") or {}).get("observedGeneration")
-    if observed is not None and observed < live["metadata"].get("generation", 0):
+    # Some kinds write it as text (Argo's Rollout), or something else altogether.
+    seen = int(str(observed)) if str(observed).isdecimal() else None
+    if seen is not None and seen < live["metadata"].get("generation", 0):
         return Status(State.IN_PROGRESS, "its controller has not seen this version yet")
     return _RULES.get(live.get("kind", ""), _by_conditions)(live)
 
@@ -94,11 +96,12 @@ def ended(pod: Live) -> Ended | None:
             code = int(terminated.get("exitCode", 0))
             if _restarts(pod, code) and status.get("phase") not in ("Succeeded", "Failed"):
                 return None
+            if status.get("phase") == "Failed" and status.get("reason"):
+                # Evicted, node shut down: the container's own reason is a mere consequence.
+                return Ended(code, _sentence(status, "Failed"))
             return Ended(code, str(terminated.get("reason") or f"exit code {code}"))
     if status.get("phase") == "Failed":
-        reason = str(status.get("reason") or "Failed")
-        message = status.get("message")
-        return Ended(1, f"{reason}: {message}" if message else reason)
+        return Ended(1, _sentence(status, "Failed"))
     if status.get("phase") == "Succeeded":
         return Ended(0, "Completed")
     return None
