@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from lightkube_template_spawner.identity import Identity
 
-_USE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
+_USE = re.compile(r"\$(?:\$|\(([^)]*)\))")  # `$$` is a plain dollar sign
 
 
 def build(
@@ -48,15 +47,24 @@ def build(
 
 
 def env_list(env: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """``env`` as a Kubernetes EnvVar list: by name, each after those it uses as ``$(NAME)``."""
-    sorter: TopologicalSorter[str] = TopologicalSorter()
-    for name in sorted(env):
-        uses = set(_USE.findall(env[name])) if isinstance(env[name], str) else set()
-        sorter.add(name, *sorted((uses & env.keys()) - {name}))
-    try:
-        order = list(sorter.static_order())
-    except CycleError:
-        order = sorted(env)  # Kubernetes leaves a circle of references as text; so do we
+    """``env`` as a Kubernetes EnvVar list: by name, each after those it uses as ``$(NAME)``.
+
+    Of a circle of uses, which Kubernetes leaves as text, the first by name comes last.
+    """
+    order: dict[str, None] = {}
+    waiting: list[str] = []
+    for first in sorted(env):
+        waiting.append(first)
+        open_names: set[str] = set()
+        while waiting:
+            name = waiting[-1]
+            text = env[name] if isinstance(env[name], str) else ""
+            uses = sorted(set(_USE.findall(text)) & env.keys() - order.keys() - open_names - {name})
+            if uses and name not in open_names:
+                open_names.add(name)
+                waiting += reversed(uses)
+            else:
+                order.setdefault(waiting.pop())
     return [_variable(name, env[name]) for name in order]
 
 
