@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 _REPORT = re.compile(r"(\.[^\s:]+(?:\[[^\]]*\][^\s:]*)*): field not declared in schema")
-_STEP = re.compile(r"\.(?P<name>[A-Za-z_$][\w$-]*)|\[(?P<index>\d+)\]|\[(?P<keys>[^\]]*)\]")
+_STEP = re.compile(r"\.(?P<name>[^.\[\s]+)|\[(?P<index>\d+)\]|\[(?P<keys>[^\]]*)\]")
 _KEY = re.compile(r'(?P<name>[\w$-]+)=(?:"(?P<text>[^"]*)"|(?P<other>[^,\]]*))')
 
 
@@ -20,7 +20,7 @@ def without(manifest: dict[str, Any], paths: list[str]) -> dict[str, Any]:
     """A copy of ``manifest`` that lacks the fields at ``paths``."""
     trimmed = copy.deepcopy(manifest)
     for path in paths:
-        *way, last = list(_STEP.finditer(path))
+        *way, last = _STEP.finditer(path)
         holder: Any = trimmed
         for step in way:
             holder = _descend(holder, step)
@@ -35,14 +35,15 @@ def _descend(value: Any, step: re.Match[str]) -> Any:
     items = value if isinstance(value, list) else []
     if step["index"]:
         return items[int(step["index"])] if int(step["index"]) < len(items) else None
-    # A list keyed by fields; defaults that the manifest leaves out (protocol="TCP") cannot differ.
+    # A list keyed by fields, of which the manifest may leave out defaults (protocol="TCP").
     wanted = {
         key["name"]: key["text"] if key["text"] is not None else key["other"]
         for key in _KEY.finditer(step["keys"])
     }
-    for item in items:
-        if isinstance(item, dict) and all(
-            str(item[name]) == value for name, value in wanted.items() if name in item
-        ):
-            return item
-    return None
+    candidates = [
+        item
+        for item in items
+        if isinstance(item, dict)
+        and all(str(item[name]) == value for name, value in wanted.items() if name in item)
+    ]
+    return max(candidates, key=lambda item: len(wanted.keys() & item.keys()), default=None)
