@@ -29,10 +29,13 @@ def relation(metadata: Mapping[str, Any], identity: Identity) -> Relation:
     labels = metadata.get("labels") or {}
     if identity.owns(labels):
         return Relation.OURS
-    # KubeSpawner's label slug keeps characters that its name slug does not.
+    # KubeSpawner notes the raw name: another one with the same slug is another user.
+    noted = (metadata.get("annotations") or {}).get(USERNAME, identity.username)
+    # Its label slug keeps characters that its name slug does not.
     label_slug = slugs().safe_slug(identity.username, is_valid=slugs().is_valid_label)
     if (
         OWNER not in labels
+        and noted == identity.username
         and labels.get(INSTANCE) == identity.instance
         and labels.get(USERNAME) in (identity.user_slug, label_slug)
     ):
