@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -26,6 +27,8 @@ from traitlets.config import Configurable
 from lightkube_template_spawner.manifests import RETAINED_KINDS
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_KIND = re.compile(r"(v1|[^/]+/v[^/]+)/[^/]+")
+_LONGEST = 63
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 
@@ -242,7 +245,12 @@ class Settings(Configurable):
         if not namespace:
             return "jupyter"
         parts = [os.environ.get("HELM_RELEASE_NAME"), namespace]
-        return "-".join(part for part in parts if part)[:63].rstrip("-_.")
+        name = "-".join(part for part in parts if part)
+        if len(name) <= _LONGEST:
+            return name
+        # A mere cut could give two hubs one name.
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        return f"{name[: _LONGEST - 9].rstrip('-_.')}-{digest}"
 
     @validate("instance_name")
     def _valid_instance_name(self, proposal: Any) -> str:
@@ -261,7 +269,8 @@ class Settings(Configurable):
     @validate("resource_kinds", "retained_kinds", "cluster_kinds")
     def _valid_kinds(self, proposal: Any) -> list[str]:
         for name in proposal["value"]:
-            if name.count("/") not in (1, 2) or not all(name.split("/")):
+            # Only the core group has no name, and v1 is its only version.
+            if not _KIND.fullmatch(name):
                 raise TraitError(
                     f"{proposal['trait'].name}: {name!r} is not written as `v1/Pod` or "
                     "`apps/v1/Deployment`"
