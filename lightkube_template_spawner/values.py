@@ -59,7 +59,8 @@ def env_list(env: Mapping[str, Any]) -> list[dict[str, Any]]:
         while waiting:
             name = waiting[-1]
             text = env[name] if isinstance(env[name], str) else ""
-            uses = sorted(set(_USE.findall(text)) & env.keys() - order.keys() - open_names - {name})
+            found = {use for use in _USE.findall(text) if use in env and use != name}
+            uses = sorted(use for use in found if use not in order and use not in open_names)
             if uses and name not in open_names:
                 open_names.add(name)
                 waiting += reversed(uses)

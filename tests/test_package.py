@@ -42,26 +42,19 @@ def test_making_slugs_does_not_import_kubespawner() -> None:
     assert not set(HEAVY) & set(python(code).split())
 
 
-def test_the_spawner_explains_every_trait_and_needs_no_kubespawner_to_load() -> None:
-    code = (
-        "import sys\n"
-        "from lightkube_template_spawner import LightkubeTemplateSpawner as Ours\n"
-        "from jupyterhub.spawner import Spawner\n"
-        "assert issubclass(Ours, Spawner)\n"
-        "traits = Ours.class_traits(config=True).items()\n"
-        "print(*(name for name, trait in traits if not trait.help.strip()))\n"
-        "assert 'kubespawner' not in sys.modules\n"
-    )
-    assert python(code) == ""
-
-
-def test_the_hub_finds_it_by_its_entry_point() -> None:
+def test_the_entry_point_gives_a_spawner_that_explains_all_its_traits_without_kubespawner() -> None:
     declared = PROJECT["entry-points"]["jupyterhub.spawners"]
     assert declared == {"lightkube-template": f"{package.__name__}:LightkubeTemplateSpawner"}
     code = (
+        "import sys\n"
         "from importlib.metadata import EntryPoint\n"
         f"name, value = {next(iter(declared.items()))!r}\n"
-        "print(EntryPoint(name, value, 'jupyterhub.spawners').load().__name__)"
+        "ours = EntryPoint(name, value, 'jupyterhub.spawners').load()\n"
+        "from jupyterhub.spawner import Spawner\n"
+        "assert issubclass(ours, Spawner)\n"
+        "assert 'kubespawner' not in sys.modules\n"
+        "traits = ours.class_traits(config=True).items()\n"
+        "print(ours.__name__, *(name for name, trait in traits if not trait.help.strip()))\n"
     )
     assert python(code) == "LightkubeTemplateSpawner"
 
