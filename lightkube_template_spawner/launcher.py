@@ -101,14 +101,16 @@ class Launcher:
 
     async def _open_stores(self, plan: Plan, kinds: Mapping[tuple[str, str], Kind]) -> None:
         """Share one watch a kind and namespace: leftovers and held objects then cost no request."""
-        stores = [self.cluster.reflector(liveness.POD, self.rules.namespace)]
+        pods = await self.cluster.discovery.kind(*liveness.POD)
+        stores = [self.cluster.reflector(pods, self.rules.namespace)]
         for item in plan.objects:
             full = item is plan.connection or _waits(item)
             stores.append(
                 self.cluster.reflector(kinds[item.kind], item.namespace or None, full=full)
             )
         if plan.connection.kind == ("v1", "Service"):
-            stores.append(self.cluster.reflector(liveness.SLICE, plan.connection.namespace))
+            slices = await self.cluster.discovery.kind(*liveness.SLICE)
+            stores.append(self.cluster.reflector(slices, plan.connection.namespace))
         for store in dict.fromkeys(stores):
             try:
                 await store.sync()
@@ -223,13 +225,14 @@ class Launcher:
     def _status(self, live: Live) -> Status:
         if str(live.kind) != "v1/Service":
             return status.compute(live.as_dict())
-        slices = self.cluster.reflector(liveness.SLICE, live.meta.namespace)
         return status.service(
             live.as_dict(),
             [
-                s.as_dict()
-                for s in slices.of_owner(self.identity.owner)
-                if s.meta.labels.get("kubernetes.io/service-name") == live.meta.name
+                found.as_dict()
+                for found in self.cluster.objects_of(self.identity.owner)
+                if found.kind.kind == "EndpointSlice"
+                and found.meta.namespace == live.meta.namespace
+                and found.meta.labels.get("kubernetes.io/service-name") == live.meta.name
             ],
         )
 

@@ -14,12 +14,15 @@ from lightkube_template_spawner.record import Record
 from lightkube_template_spawner.reflector import Live, Reflector
 from lightkube_template_spawner.status import Ended
 
-POD = Kind("", "v1", "Pod", "pods", namespaced=True)
-SLICE = Kind("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", namespaced=True)
+# As discovery asks for them: a kind made by hand, without verbs, would be watched a second time.
+POD = ("v1", "Pod")
+SLICE = ("discovery.k8s.io/v1", "EndpointSlice")
 
 
 async def watch(cluster: Cluster, record: Record) -> list[Reflector]:
     """Open the stores that tell about this server, and wait for their first list.
+
+    The connection object's comes first, that of the pods last.
 
     Raises:
         ClusterError: the API server refuses, or does not know the kind.
@@ -30,8 +33,9 @@ async def watch(cluster: Cluster, record: Record) -> list[Reflector]:
         kind = await cluster.discovery.kind(connection.api_version, connection.kind)
         stores.append(cluster.reflector(kind, connection.namespace, full=True))
         if kind.kind == "Service" and kind.group == "":
-            stores.append(cluster.reflector(SLICE, connection.namespace))
-    stores.append(cluster.reflector(POD, record.namespace))
+            slices = await cluster.discovery.kind(*SLICE)
+            stores.append(cluster.reflector(slices, connection.namespace))
+    stores.append(cluster.reflector(await cluster.discovery.kind(*POD), record.namespace))
     for store in stores:
         await store.sync()
     return stores
@@ -39,9 +43,8 @@ async def watch(cluster: Cluster, record: Record) -> list[Reflector]:
 
 def pods(cluster: Cluster, record: Record) -> Iterator[Live]:
     """The server's pods, whoever made them."""
-    store = cluster.reflector(POD, record.namespace)
-    for live in store.of_owner(record.identity.owner):
-        if record.identity.owns_as_server(live.meta.labels):
+    for live in cluster.objects_of(record.identity.owner):
+        if str(live.kind) == "v1/Pod" and record.identity.owns_as_server(live.meta.labels):
             yield live
 
 
@@ -86,8 +89,7 @@ async def ended(cluster: Cluster, record: Record, log: logging.Logger) -> Ended 
     where = (connection.namespace, connection.name)
     over = await _object_ended(cluster, stores[0], where, connection.uid, log)
     if over is None and record.pod and connection.kind != "Pod":
-        store = cluster.reflector(POD, record.namespace)
-        over = await _object_ended(cluster, store, (record.namespace, record.pod), "", log)
+        over = await _object_ended(cluster, stores[-1], (record.namespace, record.pod), "", log)
     return over
 
 

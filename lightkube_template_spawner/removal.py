@@ -24,6 +24,7 @@ Place = tuple[Kind, str]  # kind, namespace ("" for cluster-scoped)
 Delete = Callable[[Place], Awaitable[list[Found]]]
 
 _CONFIRM = 1.0
+_ASKING = 8  # at once, where nothing watches
 
 
 class Removal:
@@ -34,6 +35,9 @@ class Removal:
         self._log = log
         self._grace = grace
         self._refused: list[str] = []
+        # What the stores knew before we asked: an object's end may be seen before its answer comes.
+        self._known: set[str] = set()
+        self._asking = anyio.CapacityLimiter(_ASKING)
 
     async def stop(
         self, record: Record, lifecycle_key: str, *, also: Iterable[str] = (), timeout: float
@@ -70,13 +74,14 @@ class Removal:
             )
             return [(kind, meta) for meta in gone]
 
-        await self._phases(await self._resolve(places), leads, delete, timeout)
+        await self._phases(identity.owner, await self._resolve(places), leads, delete, timeout)
 
     async def purge(
         self,
         selector: str,
         ours: Callable[[Meta], bool],
         *,
+        owner: str,
         namespaces: Iterable[str],
         known: Mapping[str, tuple[str, ...]],
         only: Iterable[str] = (),
@@ -100,7 +105,7 @@ class Removal:
             )
             return [(kind, meta) for meta in gone]
 
-        await self._phases(places, is_workload, delete, timeout)
+        await self._phases(owner, places, is_workload, delete, timeout)
 
     async def _resolve(self, places: Mapping[str, tuple[str, ...]]) -> list[Place]:
         kinds = {str(kind): kind for kind in await self._cluster.discovery.named(places)}
@@ -137,6 +142,7 @@ class Removal:
 
     async def _phases(
         self,
+        owner: str,
         places: Iterable[Place],
         leads: Callable[[Kind], bool],
         delete: Delete,
@@ -144,11 +150,17 @@ class Removal:
     ) -> None:
         known = list(places)
         pending: list[Found] = []
+        self._known = {live.meta.uid for live in self._cluster.objects_of(owner)}
+
+        async def gone(found: Found) -> None:
+            await self._gone(found)
+            pending.remove(found)
+
         try:
             with anyio.fail_after(timeout):
                 for phase in (True, False):
                     pending = await self._delete([p for p in known if leads(p[0]) is phase], delete)
-                    await each(self._gone, pending)
+                    await each(gone, pending)
         except TimeoutError:
             raise RemovalIncomplete(
                 f"still there after {timeout:.0f} s: {self._holding(pending)}"
@@ -171,33 +183,35 @@ class Removal:
         return [item for found in await each(one, places) for item in found]
 
     async def _gone(self, found: Found) -> None:
-        """Wait until this very object is gone, by the watch; by asking where the watch is late."""
+        """Wait until this very object is gone, by the watch; by asking where nothing watches."""
         kind, meta = found
-        store = self._cluster.reflector(kind, meta.namespace or None)
-        owner = meta.labels.get(OWNER, "")
-        seen = store.synced and store.get(meta.namespace, meta.name) is not None
-        if seen:
-
-            def gone() -> bool | None:
-                live = store.get(meta.namespace, meta.name)
-                return True if live is None or live.meta.uid != meta.uid else None
-
-            await self._cluster.changes.wait_until(owner, gone)
+        if meta.uid in self._known or self._seen(found):
+            await self._cluster.changes.wait_until(
+                meta.labels.get(OWNER, ""), lambda: None if self._seen(found) else True
+            )
             return
         while True:
-            live = await self._cluster.get(kind, meta.namespace, meta.name)
+            async with self._asking:
+                live = await self._cluster.get(kind, meta.namespace, meta.name)
             if live is None or live["metadata"].get("uid") != meta.uid:
                 return
             await anyio.sleep(_CONFIRM)
 
+    def _seen(self, found: Found) -> Meta | None:
+        """The object as an open store has it; none is opened for one that goes away."""
+        kind, meta = found
+        for store in self._cluster.stores():
+            if str(store.kind) == str(kind):
+                live = store.get(meta.namespace, meta.name)
+                if live is not None and live.meta.uid == meta.uid:
+                    return live.meta
+        return None
+
     def _holding(self, pending: Iterable[Found]) -> str:
         texts = []
         for kind, meta in pending:
-            live = self._cluster.reflector(kind, meta.namespace or None).get(
-                meta.namespace, meta.name
-            )
-            if live is None or live.meta.uid != meta.uid:
-                continue
-            held = f" (held by {', '.join(live.meta.finalizers)})" if live.meta.finalizers else ""
-            texts.append(f"{live.reference}{held}")
-        return ", ".join(texts) or "objects that the API server does not show any more"
+            finalizers = (self._seen((kind, meta)) or meta).finalizers
+            held = f" (held by {', '.join(finalizers)})" if finalizers else ""
+            name = "/".join(part for part in (kind.kind, meta.namespace, meta.name) if part)
+            texts.append(f"{name}{held}")
+        return ", ".join(texts) or "objects that were not asked to go yet"

@@ -389,6 +389,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         await removal.purge(
             selector,
             is_ours,
+            owner=identity.owner,
             namespaces=dict.fromkeys([self.namespace, *recorded, *literal]),
             known=known,
             only=self.resource_kinds,

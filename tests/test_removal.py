@@ -352,7 +352,6 @@ async def test_a_user_with_much_is_removed_in_time(fake: FakeApiServer, cluster:
     assert left(fake) == set()
 
 
-@pytest.mark.xfail(reason="reads are not limited: each object's end is asked for at the same time")
 async def test_a_purge_does_not_flood_the_server(fake: FakeApiServer, cluster: Cluster) -> None:
     for number in range(60):
         fake.put(manifest("Secret", f"s{number}"))

@@ -1,0 +1,85 @@
+"""What a server costs the API server, counted between the hub and the real one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from e2e.apiproxy import ApiProxy, counting
+from e2e.cluster import Cluster
+from e2e.conftest import CHARTS, Kube, MakeHub, signed_in
+from e2e.user import HubUser
+
+pytestmark = pytest.mark.anyio
+
+# One request for each object that the chart `volumes` renders, volumes only where they are new.
+RUNNING = {("patch", "pods"): 1, ("patch", "secrets"): 1}
+WITH_VOLUMES = {**RUNNING, ("patch", "persistentvolumeclaims"): 2}
+STOPPED = {("deletecollection", "pods"): 1, ("deletecollection", "secrets"): 1}
+
+
+@pytest.fixture
+async def counted(cluster: Cluster, tmp_path: Path) -> AsyncGenerator[ApiProxy]:
+    async with counting(cluster.kubeconfig, tmp_path) as counted:
+        yield counted
+
+
+async def start(user: HubUser) -> None:
+    await user.start_server()
+    await user.wait_ready()
+
+
+async def test_requests_are_those_that_change_something(
+    make_hub: MakeHub, counted: ApiProxy, cluster: Cluster, kube: Kube, space: str
+) -> None:
+    traits = {
+        "kubeconfig": str(counted.kubeconfig),
+        "template_path": str(CHARTS / "volumes"),
+        "extra_vars": {"image": cluster.tiny_image},
+    }
+    async with (
+        make_hub(**traits) as hub,
+        signed_in(hub, "ada") as ada,
+        signed_in(hub, "bob") as bob,
+    ):
+        assert counted.requests == []
+        await start(ada)
+        watched = ("events", "persistentvolumeclaims", "pods", "secrets")
+        once = {(verb, kind): 1 for verb in ("list", "watch") for kind in watched}
+        once |= {("get", "/version"): 1, ("get", "/api"): 1, ("get", "/apis"): 1}
+        assert counted.since(0) == {**once, **WITH_VOLUMES}
+
+        mark = counted.mark()
+        await start(bob)
+        assert counted.since(mark) == WITH_VOLUMES
+
+        mark = counted.mark()
+        for _ in range(10):
+            async with anyio.create_task_group() as group:
+                for _ in range(10):
+                    group.start_soon(poll, ada)
+        assert counted.since(mark) == {}
+
+        for user in (ada, bob, ada):
+            mark = counted.mark()
+            await user.stop_server()
+            assert counted.since(mark) == STOPPED
+            mark = counted.mark()
+            await start(user)
+            assert counted.since(mark) == RUNNING
+
+        for name in ("ada", "bob"):
+            await hub.delete_user(name)
+    assert kube.owned(space) == []
+
+
+async def poll(user: HubUser) -> None:
+    """Ask for the server that runs already: the hub polls it before it refuses."""
+    answer = await user.try_api("POST", f"users/{user.name}/server")
+    assert (answer.status_code, answer.json()["message"]) == (
+        400,
+        f"{user.name} is already running",
+    )
