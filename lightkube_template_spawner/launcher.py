@@ -266,7 +266,7 @@ class Launcher:
         made = record.connection
         if made is None:
             raise StartFailed("there is no connection object on record")
-        waiting = _Waiting(made.reference)
+        waiting = _Waiting("the API server")
 
         def ready() -> Record | None:
             live = self._find((made.api_version, made.kind), made.namespace, made.name)

@@ -199,6 +199,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             return known
         try:
             launcher = await self._launcher()
+            self._attend(launcher.cluster)  # whatever comes of it, its end is to be noticed
             patience = _ADOPT_PATIENCE if record.ready else self._remaining_patience()
             record = await launcher.adopt(record, timeout=patience)
         except (SpawnerError, OSError) as error:
@@ -207,7 +208,6 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         # The hub compares with its own and stores address and port; the scheme is left to us.
         self.server.proto = urlsplit(record.url).scheme
         self._save(record)
-        self._attend(launcher.cluster)
         return f"{record.url}{self.server.base_url}"
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
