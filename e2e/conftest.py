@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -22,6 +23,9 @@ DEFAULT_CHART = Path(__file__).parents[1] / "charts" / "user-server"
 
 __all__ = ["CHARTS", "DEFAULT_CHART", "OWNED", "Kube", "MakeHub", "signed_in"]
 
+# Read when tests are collected, before any of them starts a cluster.
+FOUND_RUNNING = clusters.status() is not None
+
 MakeHub = Callable[..., Hub]
 
 
@@ -34,9 +38,17 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that restart the cluster come first: what was made before would be dead."""
+    items.sort(key=lambda item: item.path.name != "test_cluster.py")
+
+
 @pytest.fixture(scope="session")
-def cluster() -> Cluster:
-    return clusters.up(log=report)
+def cluster() -> Iterator[Cluster]:
+    """The cluster; one that was not running before the tests is gone after them."""
+    yield clusters.up(log=report)
+    if not FOUND_RUNNING and not os.environ.get("E2E_KEEP_CLUSTER"):
+        clusters.down(log=report)
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,8 @@ def default_chart() -> Path:
 
 
 def _own_namespace() -> str:
+    if os.environ.get("POD_NAMESPACE"):
+        return os.environ["POD_NAMESPACE"]
     return _ACCOUNT.read_text().strip() if _ACCOUNT.exists() else ""
 
 
@@ -227,6 +229,7 @@ class Settings(Configurable):
 
     delete_grace_period = Integer(
         None,
+        min=1,
         allow_none=True,
         config=True,
         help="""
@@ -241,7 +244,7 @@ class Settings(Configurable):
 
     @default("instance_name")
     def _default_instance_name(self) -> str:
-        namespace = os.environ.get("POD_NAMESPACE") or _own_namespace()
+        namespace = _own_namespace()
         if not namespace:
             return "jupyter"
         parts = [os.environ.get("HELM_RELEASE_NAME"), namespace]

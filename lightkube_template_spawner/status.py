@@ -161,6 +161,15 @@ def _daemon_set(live: Live) -> Status:
     return Status(State.READY)
 
 
+def _job(live: Live) -> Status:
+    failed = _condition(live, "Failed")
+    if failed.get("status") == "True":
+        return Status(State.FAILED, _sentence(failed, "it failed"))
+    if _condition(live, "Complete").get("status") == "True":
+        return Status(State.READY)
+    return Status(State.IN_PROGRESS, "it is not complete yet")
+
+
 def _phase(wanted: str) -> Callable[[Live], Status]:
     def rule(live: Live) -> Status:
         phase = (live.get("status") or {}).get("phase")
@@ -205,6 +214,7 @@ _RULES: Mapping[str, Callable[[Live], Status]] = {
     "StatefulSet": _replicas("readyReplicas", "updatedReplicas"),
     "ReplicaSet": _replicas("readyReplicas", None),
     "DaemonSet": _daemon_set,
+    "Job": _job,
     "PersistentVolumeClaim": _phase("Bound"),
     "Namespace": _phase("Active"),
 }
