@@ -220,6 +220,37 @@ async def test_errors_say_where(
 
 
 @pytest.mark.parametrize(
+    "schema",
+    [
+        '{"properties": {"n": {"type": "integer"}}, "required": ["must"]}',
+        '{"allOf": [{"properties": {"n": {"type": "integer"}}, "required": ["must"]}]}',
+        '{"properties": {"n": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"type": "integer"}}}',
+    ],
+)
+async def test_values_that_fitted_once_are_judged_by_what_differs(
+    engine: str, write: Write, schema: str
+) -> None:
+    path = write(**{"values.schema.json": schema})
+    renderer = open_renderer(path, kube_version=None, log=LOG)
+
+    async def fits(**values: Any) -> bool:
+        try:
+            await renderer.render(values, release="x", namespace="y")
+        except TemplateError:
+            return False
+        return True
+
+    assert await fits(n=1, must="a")
+    assert await fits(n=1, must="b", more=[])
+    assert not await fits(n="1", must="a")
+    assert "must" not in schema or not await fits(n=1)
+    assert await fits(n=2, must="a")
+    write(**{"values.schema.json": '{"properties": {"n": {"type": "string"}}}'})
+    assert not await fits(n=1, must="a")
+    await renderer.aclose()
+
+
+@pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"a": {"b": [Path("/x")]}}, r"a\.b\[0\] is a PosixPath"),
@@ -437,7 +468,7 @@ async def test_the_worker_has_limits_and_nothing_of_the_hub(
     await render(write())
     worker = Path(f"/proc/{worker_id()}")
     names = {line.split(b"=")[0] for line in (worker / "environ").read_bytes().split(b"\0") if line}
-    assert names <= {b"LANG", b"LC_CTYPE", b"TMPDIR", b"HELM_C_LIB", b"LD_LIBRARY_PATH"}
+    assert names <= {b"LANG", b"GOGC", b"LC_CTYPE", b"TMPDIR", b"HELM_C_LIB", b"LD_LIBRARY_PATH"}
     limits = (worker / "limits").read_text()
     assert f"Max address space         {2 << 30}" in limits
     assert "Max core file size        0" in limits

