@@ -194,6 +194,7 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
         self._history: list[_Change] = []
         self._open = 0
         self._addresses = 0
+        self._slicing = False
         for name in namespaces:
             self.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
 
@@ -239,7 +240,7 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
                 self._remove(served, (namespace, name))
 
     def run_pod(self, namespace: str, name: str, **status: Any) -> Obj:
-        """Schedule and start a pod: Ready with an address, and in the slices of its Services."""
+        """Schedule and start a pod: Ready with an address."""
         self._addresses += 1
         pod = self.find("Pod", namespace, name)
         assert pod is not None, f"no pod {name}"
@@ -248,12 +249,7 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
             "phase": "Running", "podIP": f"10.1.0.{self._addresses}",
             "conditions": [{"type": "Ready", "status": "True"}], **status,
         }  # fmt: skip
-        pod = self.put(pod)
-        for service in list(self._stores.get(("", "services"), {}).values()):
-            selector = service.get("spec", {}).get("selector") or {}
-            if selector and selector.items() <= pod["metadata"].get("labels", {}).items():
-                self._slice(service, pod)
-        return pod
+        return self.put(pod)
 
     def compact(self) -> None:
         """Forget the past: watches from earlier versions are expired."""
@@ -777,6 +773,9 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
             metadata["generation"] = metadata.get("generation", 0) + 1
         store[key] = new
         self._record(served, "MODIFIED" if old else "ADDED", new, old)
+        if served.kind in ("Pod", "Service") and self.controllers and not self._slicing:
+            self._slicing = True
+            self._soon(self._slices)
         return new
 
     def _record(self, served: Served, kind: str, item: Obj, before: Obj | None) -> None:
@@ -785,25 +784,36 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
         for watch in self.watches:
             watch.wake.set()
 
-    def _slice(self, service: Obj, pod: Obj) -> None:
+    def _slices(self) -> None:
+        """What the endpoint controller does: a slice for each Service that has a ready pod."""
+        self._slicing = False
+        pods = list(self._stores.get(("", "pods"), {}).values())
+        for service in list(self._stores.get(("", "services"), {}).values()):
+            selector = ",".join(
+                f"{k}={v}" for k, v in (_at(service, ("spec", "selector")) or {}).items()
+            )
+            ready = [pod for pod in pods if selector and _selects(selector, pod) and _ready(pod)]
+            if ready:
+                self._slice(service, [pod["status"]["podIP"] for pod in ready])
+
+    def _slice(self, service: Obj, addresses: list[str]) -> None:
         metadata = service["metadata"]
-        owner = {"apiVersion": "v1", "kind": "Service", "name": metadata["name"],
-                 "uid": metadata["uid"], "controller": True}  # fmt: skip
-        self.put({
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "name": f"{metadata['name']}-x7k2p",
-                "namespace": metadata["namespace"],
-                "labels": {
-                    **metadata.get("labels", {}), "kubernetes.io/service-name": metadata["name"],
+        name, space = metadata["name"], metadata["namespace"]
+        owner = {"kind": "Service", "name": name, "uid": metadata["uid"], "controller": True}
+        endpoints = [{"addresses": addresses, "conditions": {"ready": True}}]
+        known = self.find("EndpointSlice", space, f"{name}-x7k2p")
+        if known is None or known["endpoints"] != endpoints:
+            self.put({
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {
+                    "name": f"{name}-x7k2p",
+                    "namespace": space,
+                    "labels": {**metadata.get("labels", {}), "kubernetes.io/service-name": name},
+                    "ownerReferences": [owner],
                 },
-                "ownerReferences": [owner],
-            },
-            "endpoints": [
-                {"addresses": [pod["status"]["podIP"]], "conditions": {"ready": True}}
-            ],
-        })  # fmt: skip
+                "endpoints": endpoints,
+            })  # fmt: skip
 
     def _soon(self, action: Callable[[], object]) -> None:
         try:
@@ -897,6 +907,11 @@ def _leaves(body: Obj, at: Path = ()) -> Iterable[Path]:
             yield from _leaves(value, path)
         else:
             yield path
+
+
+def _ready(pod: Obj) -> bool:
+    conditions = pod.get("status", {}).get("conditions", [])
+    return any((c["type"], c["status"]) == ("Ready", "True") for c in conditions)
 
 
 def _dotted(path: Path) -> str:
