@@ -49,7 +49,7 @@ def way(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Way]:
 
 @pytest.fixture(scope="module")
 async def hub(make_hub: MakeHub, way: Way) -> AsyncGenerator[Hub]:
-    async with make_hub(CONFIG, kubeconfig=str(way.file), start_timeout=30) as hub:
+    async with make_hub(CONFIG, kubeconfig=str(way.file), start_timeout=30, http_timeout=3) as hub:
         yield hub
         for name in await hub.users():
             await hub.delete_user(name)
@@ -146,7 +146,7 @@ async def test_a_killed_hub_is_soon_back_and_adopts_what_starts_and_what_runs(
         await plain.kill()
         await plain.start()
     async with logged_in(hub, "runs") as runs, logged_in(hub, "starts") as starts:
-        await start(runs, str(CHARTS / "seed"))
+        await start(runs, str(CHARTS / "seed"), http_timeout=60)
         await runs.wait_ready()
         assert await runs.run_code("6 * 7") == "42"
         await start(starts, gated)
