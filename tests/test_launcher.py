@@ -298,6 +298,23 @@ async def test_an_answer_lost_on_the_way(world: World, fake: FakeApiServer) -> N
     assert fake.count("DELETE") == 0
 
 
+@pytest.mark.xfail(
+    reason="the quota's 409 is final for volumes, and tried thrice at once for others"
+)
+@pytest.mark.parametrize(("path", "times"), [("claims/home", 1), ("pods/s", 4)])
+async def test_a_crowded_quota_passes(
+    world: World, fake: FakeApiServer, path: str, times: int
+) -> None:
+    """Many starts at once: the API server gives up on its quota's counter with a 409."""
+    message = (
+        'Operation cannot be fulfilled on resourcequotas \\"q\\": the object has been modified'
+    )
+    body = f'{{"message": "{message}", "reason": "Conflict", "code": 409}}'
+    fault = text(409, body, "application/json")
+    fake.faults.append(replace(fault, method="PATCH", path=path, times=times))
+    assert (await world.launch(timeout=2)).ready
+
+
 # What is left from before
 
 
@@ -527,6 +544,13 @@ async def test_watches_that_break_while_waiting(world: World, fake: FakeApiServe
     for watch in list(fake.watches):
         watch.end(httpx2.ReadError("reset"))
     assert (await starting).ready
+
+
+@pytest.mark.xfail(reason="a watch that is refused after its list is not mentioned at the deadline")
+async def test_a_watch_that_is_refused_is_named(world: World, fake: FakeApiServer) -> None:
+    fake.forbidden.add(("watch", "endpointslices"))
+    with pytest.raises(SpawnerError, match="cannot watch"):
+        await world.launch(timeout=0.3)
 
 
 async def test_events_are_told(world: World, fake: FakeApiServer) -> None:
