@@ -47,7 +47,7 @@ class Launcher:
 
     async def launch(
         self,
-        documents: Mapping[str, str],
+        documents: Mapping[str, manifests.Source],
         *,
         before: Record | None,
         save: Callable[[Record], None],
@@ -85,7 +85,9 @@ class Launcher:
         save(ready)
         return ready
 
-    async def _plan(self, documents: Mapping[str, str]) -> tuple[Plan, dict[tuple[str, str], Kind]]:
+    async def _plan(
+        self, documents: Mapping[str, manifests.Source]
+    ) -> tuple[Plan, dict[tuple[str, str], Kind]]:
         parsed = manifests.parse(documents)
         kinds = {d.kind: await self.cluster.discovery.kind(*d.kind) for d in parsed}
         plan = manifests.prepare(

@@ -43,6 +43,8 @@ _RANKS: Mapping[str, int] = {
 }
 _REST, LAST = 3, 5
 
+Source = str | list[Any]  # a rendered file: its text, or the documents already read from it
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -144,16 +146,17 @@ def reference(manifest: Mapping[str, Any]) -> str:
     return "/".join(str(part) for part in parts if part)
 
 
-def parse(documents: Mapping[str, str]) -> list[Document]:
-    """Read rendered files into objects; lists are opened, Helm's test hooks left out.
+def parse(documents: Mapping[str, Source]) -> list[Document]:
+    """Take objects out of rendered files; lists are opened, Helm's test hooks left out.
 
     Raises:
         TemplateError: a file is not YAML.
         ManifestError: a document is not a named Kubernetes object.
     """
     found: list[Document] = []
-    for source, text in documents.items():
-        for item in kubeyaml.load_all(text, source):
+    for source, content in documents.items():
+        read = kubeyaml.load_all(content, source) if isinstance(content, str) else content
+        for item in read:
             items = [item]
             if isinstance(item, Mapping) and str(item.get("kind", "")).endswith("List"):
                 inner = item.get("items")

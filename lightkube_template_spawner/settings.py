@@ -238,6 +238,25 @@ class Settings(Configurable):
         """,
     )
 
+    strict_values = Bool(
+        False,
+        config=True,
+        help="""
+        Refuse a template that asks for a value that nobody gave, instead of rendering it as empty
+        text. Only with Helm as a library (the extra `helm`).
+        """,
+    )
+
+    trusted_values = List(
+        Unicode(),
+        config=True,
+        help="""
+        Paths of values that users can type and that the template may branch on, such as
+        `["user_options.size"]`. What users type is otherwise kept from changing the shape of any
+        object: a template in which it does is refused at the start that would be harmed.
+        """,
+    )
+
     render_timeout = Float(
         10.0, config=True, help="Seconds that rendering the template may take before it is ended."
     )

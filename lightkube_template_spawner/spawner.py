@@ -313,20 +313,22 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         log = self._progress_log or ProgressLog()
         return Launcher(self._cluster(), self.identity, rules, route, self.log, log.tell)
 
-    async def _render(self, identity: Identity) -> Mapping[str, str]:
+    async def _render(self, identity: Identity) -> Mapping[str, list[Any]]:
         path = Path(self.template_path) if self.template_path else default_chart()
         engine = renderer.open_renderer(
             path,
             kube_version=await self._cluster().discovery.server_version(),
             log=self.log,
             timeout=self.render_timeout,
+            strict=self.strict_values,
         )
         rendered = await engine.render(
             await self._values(identity),
             release=identity.user_server_slug,
             namespace=self.namespace,
+            trusted=self.trusted_values,
         )
-        return rendered.documents
+        return rendered.objects
 
     async def _values(self, identity: Identity) -> dict[str, Any]:
         extra = self.extra_vars(self) if callable(self.extra_vars) else self.extra_vars
