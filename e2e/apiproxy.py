@@ -65,10 +65,10 @@ class ApiProxy:
         return len(self.requests)
 
     def since(self, mark: int, *, but: Iterable[str] = ()) -> Counter[tuple[str, str]]:
-        """How often each (verb, resource) was asked for, without the verbs in `but`."""
+        """How often each (verb, resource) was asked for, without the resources in `but`."""
         left_out = set(but)
         found = self.requests[mark:]
-        return Counter((r.verb, r.resource) for r in found if r.verb not in left_out)
+        return Counter((r.verb, r.resource) for r in found if r.resource not in left_out)
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 WITH_JUPYTER = ["ünï çødé+@x.org", 'a"b: {c}']
 # Some of these are one word to a YAML reader that guesses: `y` was `true`, `1e3` is `1000.0`.
-LIGHT = ["x" * 59 + "a", "x" * 59 + "b", "12345", "y", "true", "1e3", "1000.0", "null", "~", "0x10"]
+LIGHT = ["x" * 59 + "a", "x" * 59 + "b", "12345", "y", "true", "1e3", "1000.0", "null"]
 NAMES = [*WITH_JUPYTER, *LIGHT]
 
 LEAVE_A_FILE = """
@@ -57,19 +57,17 @@ async def test_each_name_has_its_own_server_and_volume(
             group.start_soon(start, hub, name, {"image": cluster.image, "jupyter": True})
 
     assert sorted(await hub.users()) == sorted(["admin", *NAMES])
-    for kind in ("pods", "secrets", "pvc"):
-        each = 2 if kind == "pvc" else 1
-        found = [owner(item) for item in kube.list(kind, space)]
-        assert sorted(found) == sorted(NAMES * each), kind
-    for pod in kube.list("pods", space):
-        name = owner(pod)
-        homes = [v for v in pod["spec"]["volumes"] if v["name"] == "home"]
-        claim = kube.get("pvc", space, homes[0]["persistentVolumeClaim"]["claimName"])
-        assert claim is not None
-        assert owner(claim) == name
-        if name in LIGHT:
+    pods, claims = kube.list("pods", space), kube.list("pvc", space)
+    assert sorted(map(owner, pods)) == sorted(NAMES)
+    assert sorted(map(owner, kube.list("secrets", space))) == sorted(NAMES)
+    assert sorted(map(owner, claims)) == sorted(2 * NAMES)  # a home and a scratch volume
+    owners = {claim["metadata"]["name"]: owner(claim) for claim in claims}
+    for pod in pods:
+        mounted = [v["persistentVolumeClaim"]["claimName"] for v in pod["spec"]["volumes"]]
+        assert [owners[claim] for claim in mounted] == [owner(pod)] * 2
+        if owner(pod) in LIGHT:
             shown = kube("exec", pod["metadata"]["name"], "-n", space, "--", "cat", "who")
-            assert shown == f"{name}\n"
+            assert shown == f"{owner(pod)}\n"
 
     for name in WITH_JUPYTER:
         async with signed_in(hub, name) as user:
