@@ -13,7 +13,7 @@ import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -54,6 +54,8 @@ _BACKOFF = 0.5  # seconds, doubled each time
 _SEGMENT = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.:]*[A-Za-z0-9])?")
 _INVALID = frozenset({400, 405, 413, 415, 422})
 # Apply reports a field that the schema lacks, or a duplicate list key, as a 500 without a reason.
+# Many writers at once: the API server gives up on a quota's counter, not on the object.
+_CROWDED = "Operation cannot be fulfilled on resourcequotas"
 _TYPED = "failed to create typed patch object"
 
 
@@ -77,7 +79,7 @@ class Kind:
     kind: str
     plural: str
     namespaced: bool
-    verbs: frozenset[str] = frozenset()
+    verbs: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def api_version(self) -> str:
@@ -116,6 +118,8 @@ def error_from(status: object, code: int, fallback: str = "") -> ClusterError:
     code = number if isinstance(number, int) else code
     known = {401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 410: Expired}
     kind: type[ClusterError] = known.get(code, Unavailable)
+    if code == 409 and message.startswith(_CROWDED):
+        kind = Unavailable
     if code in _INVALID or (code == 500 and _TYPED in message):
         kind = Invalid
     return kind(

@@ -112,7 +112,7 @@ class Applying:
 
     async def _hold(self, kind: Kind, item: Planned) -> dict[str, Any]:
         """Create a retained object, or bring the one that we hold to the new intent."""
-        known = self._cluster.reflector(kind, item.namespace or None).get(item.namespace, item.name)
+        known = self._cluster.known(str(kind), item.namespace, item.name)
         if known is None:
             try:
                 return await self._with_known_fields(
@@ -146,7 +146,8 @@ class Applying:
             return await self._with_known_fields(
                 item, lambda planned: hold(planned, uid=live["metadata"]["uid"])
             )
-        except (Conflict, Invalid) as error:
+        except (Conflict, Invalid, Forbidden) as error:
+            # Forbidden: admission says so of a class that cannot grow volumes, or a quota is full.
             now = await self._cluster.get(kind, item.namespace, item.name)
             if now is None or now["metadata"]["uid"] != live["metadata"]["uid"]:
                 raise StartFailed(

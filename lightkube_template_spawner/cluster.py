@@ -30,6 +30,7 @@ from lightkube_template_spawner.events import EventFeed
 from lightkube_template_spawner.identity import DIGEST, Identity, hub_selector
 from lightkube_template_spawner.manifests import Planned
 from lightkube_template_spawner.reflector import Changes, Live, Meta, Reflector
+from lightkube_template_spawner.together import each
 
 T = TypeVar("T")
 
@@ -39,19 +40,36 @@ _MUST_BE_NEW = "1"
 # Kinds whose status decides something; of all others the store keeps metadata, so that no Secret's
 # data is ever in the hub.
 _WITH_STATUS = frozenset({"Pod", "Service", "EndpointSlice", "Deployment", "StatefulSet"})
-_BUILT_IN = (".k8s.io", "apps", "batch", "autoscaling", "policy", "extensions")
+# Groups that Kubernetes itself serves and whose objects run nothing; any other's may run a pod.
+_PASSIVE = frozenset({"", "autoscaling", "extensions", "policy", "resource.k8s.io"}) | {
+    f"{name}.k8s.io"
+    for name in (
+        "admissionregistration",
+        "apiextensions",
+        "apiregistration",
+        "certificates",
+        "coordination",
+        "discovery",
+        "events",
+        "flowcontrol.apiserver",
+        "networking",
+        "gateway.networking",
+        "node",
+        "rbac.authorization",
+        "scheduling",
+        "storage",
+    )
+}
 
 
 def propagation(kind: Kind) -> str:
     """Foreground where dependents are the point: gone then means that their pods are gone."""
-    custom = "." in kind.group and not kind.group.endswith(".k8s.io")
-    return "Foreground" if custom or kind.group in ("apps", "batch") else "Background"
+    return "Background" if kind.group in _PASSIVE else "Foreground"
 
 
 def is_workload(kind: Kind) -> bool:
     """Whether objects of this kind run something, or may: they go first."""
-    custom = kind.group != "" and not kind.group.endswith(_BUILT_IN)
-    return custom or kind.group in ("apps", "batch") or str(kind) == "v1/Pod"
+    return kind.group not in _PASSIVE or str(kind) == "v1/Pod"
 
 
 class Cluster:
@@ -87,10 +105,11 @@ class Cluster:
         """Stop every watch and close the connections."""
         self._supervisor.cancel()
         await asyncio.wait([self._supervisor])
+        await self.api.aclose()  # a supervisor that never ran has closed nothing
 
     def reflector(self, kind: Kind, namespace: str | None, *, full: bool = False) -> Reflector:
         """The shared store of a kind in a namespace; opened at the first call."""
-        full = full or kind.kind in _WITH_STATUS
+        full = (full or kind.kind in _WITH_STATUS) and kind.kind != "Secret"
         scope = namespace if kind.namespaced else None
         key = (kind, scope, full)
         if key not in self._reflectors:
@@ -115,6 +134,15 @@ class Cluster:
     def stores(self) -> Iterator[Reflector]:
         """Every store that is open."""
         yield from self._reflectors.values()
+
+    def known(self, kind: str, namespace: str, name: str) -> Live | None:
+        """The object of a kind such as ``v1/Pod``, as the open store that keeps most has it."""
+        found = [
+            live
+            for store in self._reflectors.values()
+            if str(store.kind) == kind and (live := store.get(namespace, name))
+        ]
+        return max(found, key=lambda live: len(live.parts), default=None)
 
     def objects_of(self, owner: str) -> Iterator[Live]:
         """This owner's objects in every open store; an object watched twice comes once."""
@@ -183,8 +211,7 @@ class Cluster:
             ClusterError: some could not be deleted; the message names each.
             ValueError: the selector is empty.
         """
-        if not selector:
-            raise ValueError("an empty selector would delete everything")
+        _refuse_empty(selector)
         if "deletecollection" in kind.verbs and kind not in self._one_by_one:
             try:
                 return await self._delete_collection(kind, namespace, selector, grace)
@@ -212,19 +239,28 @@ class Cluster:
         For kinds that we only discovered: an aggregated API that ignores selectors must not cost a
         cluster.
         """
+        _refuse_empty(selector)
         found = [meta for meta in await self.list_metadata(kind, namespace, selector) if ours(meta)]
-        refused: list[str] = []
-        last: ClusterError | None = None
-        for meta in found:
+
+        async def delete(meta: Meta) -> ClusterError | None:
             try:
                 await self._delete_one(kind, meta, grace)
             except NotFound:
-                continue
+                return None
             except ClusterError as error:
-                refused.append(f"{kind.kind}/{meta.namespace}/{meta.name}: {error}")
-                last = error
-        if last is not None:
-            raise type(last)("; ".join(refused), code=last.code, reason=last.reason)
+                return error
+            return None
+
+        answers = list(zip(found, await each(delete, found), strict=True))
+        refused = [(meta, error) for meta, error in answers if error is not None]
+        if refused:
+            _, first = refused[0]
+            raise type(first)(
+                "; ".join(f"{kind.kind}/{m.namespace}/{m.name}: {e}" for m, e in refused),
+                code=first.code,
+                reason=first.reason,
+                deleted=[meta for meta, error in answers if error is None],
+            )
         return found
 
     async def list_metadata(self, kind: Kind, namespace: str | None, selector: str) -> list[Meta]:
@@ -275,6 +311,11 @@ class Cluster:
 
     async def _retry(self, operation: Callable[[], Awaitable[T]]) -> T:
         return await retried(operation, self._log)
+
+
+def _refuse_empty(selector: str) -> None:
+    if not selector:
+        raise ValueError("an empty selector would delete everything")
 
 
 def _with_metadata(manifest: dict[str, Any], **fields: str) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class ClusterError(SpawnerError):
     """The API server's refusal, or the lack of an answer.
 
     ``code`` is the HTTP status (None when there was no answer), ``reason`` the API's one-word
-    reason, ``causes`` the entries of ``details.causes``, ``retry_after`` seconds to wait.
+    reason, ``causes`` the entries of ``details.causes``, ``retry_after`` seconds to wait. Where one
+    of several deletions was refused, ``deleted`` is what the others asked to go.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class ClusterError(SpawnerError):
         reason: str | None = None,
         causes: Sequence[Mapping[str, Any]] = (),
         retry_after: float | None = None,
+        deleted: Sequence[Any] = (),
     ) -> None:
         super().__init__(message)
         self.code = code
         self.reason = reason
         self.causes = tuple(causes)
         self.retry_after = retry_after
+        self.deleted = tuple(deleted)
 
 
 class Forbidden(ClusterError):

@@ -78,12 +78,16 @@ class Launcher:
                     save(record)
                     url = await self._wait_until_ready(plan, record, waiting)
         except TimeoutError:
-            raise StartTimeout(
-                f"not ready after {timeout:.0f} s: waited for {waiting.what}"
-            ) from None
+            raise self._late(timeout, waiting) from None
         ready = replace(record, url=url, ready=True)
         save(ready)
         return ready
+
+    def _late(self, timeout: float, waiting: _Waiting) -> StartTimeout:
+        """What was waited for, and what kept the hub from seeing it."""
+        blind = {str(store.error) for store in self.cluster.stores() if store.error}
+        text = "; ".join([f"waited for {waiting.what}", *sorted(blind)])
+        return StartTimeout(f"not ready after {timeout:.0f} s: {text}")
 
     async def _plan(
         self, documents: Mapping[str, manifests.Source]
@@ -239,13 +243,7 @@ class Launcher:
         )
 
     def _find(self, kind: tuple[str, str], namespace: str, name: str) -> Live | None:
-        """The object in a store that knows its status, not only its metadata."""
-        for store in self.cluster.stores():
-            if (store.kind.api_version, store.kind.kind) == kind and store.full:
-                live = store.get(namespace, name)
-                if live is not None:
-                    return live
-        return None
+        return self.cluster.known("/".join(kind), namespace, name)
 
     def _url(self, record: Record, waiting: _Waiting) -> str | None:
         made = record.connection
@@ -291,9 +289,7 @@ class Launcher:
                 await liveness.watch(self.cluster, record)
                 return await self.cluster.changes.wait_until(self.identity.owner, ready)
         except TimeoutError:
-            raise StartTimeout(
-                f"not ready after {timeout:.0f} s: waited for {waiting.what}"
-            ) from None
+            raise self._late(timeout, waiting) from None
 
     def _hear(self, event: Event, uids: set[str], record: Record) -> None:
         """Tell the user of events about this server's objects, pods of its controllers included."""

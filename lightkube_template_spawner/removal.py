@@ -151,20 +151,24 @@ class Removal:
         known = list(places)
         pending: list[Found] = []
         self._known = {live.meta.uid for live in self._cluster.objects_of(owner)}
+        deadline = anyio.current_time() + timeout
 
         async def gone(found: Found) -> None:
             await self._gone(found)
             pending.remove(found)
 
-        try:
-            with anyio.fail_after(timeout):
-                for phase in (True, False):
+        for phase in (True, False):
+            pending = []
+            try:
+                with anyio.fail_after(deadline - anyio.current_time()):
                     pending = await self._delete([p for p in known if leads(p[0]) is phase], delete)
                     await each(gone, pending)
-        except TimeoutError:
-            raise RemovalIncomplete(
-                f"still there after {timeout:.0f} s: {self._holding(pending)}"
-            ) from None
+            except TimeoutError:
+                if not pending or await self._still_there(pending):
+                    raise RemovalIncomplete(
+                        f"still there after {timeout:.0f} s: {self._holding(pending)}"
+                    ) from None
+                deadline = anyio.current_time() + timeout  # only the watch had missed it
         if self._refused:
             raise RemovalIncomplete("not deleted: " + "; ".join(self._refused))
 
@@ -178,7 +182,7 @@ class Removal:
                 raise
             except ClusterError as error:
                 self._refused.append(f"{place[0]} in {place[1] or 'the cluster'}: {error}")
-                return []
+                return [(place[0], meta) for meta in error.deleted]
 
         return [item for found in await each(one, places) for item in found]
 
@@ -196,6 +200,18 @@ class Removal:
             if live is None or live["metadata"].get("uid") != meta.uid:
                 return
             await anyio.sleep(_CONFIRM)
+
+    async def _still_there(self, pending: list[Found]) -> bool:
+        """Ask about what the watch did not see go: the watch itself may be dead."""
+        for kind, meta in pending:
+            try:
+                with anyio.fail_after(_CONFIRM):
+                    live = await self._cluster.get(kind, meta.namespace, meta.name)
+            except (ClusterError, TimeoutError):
+                return True
+            if live is not None and live["metadata"].get("uid") == meta.uid:
+                return True
+        return False
 
     def _seen(self, found: Found) -> Meta | None:
         """The object as an open store has it; none is opened for one that goes away."""

@@ -211,7 +211,6 @@ async def test_no_empty_selector(fake: FakeApiServer, cluster: Cluster) -> None:
     assert not fake.requests
 
 
-@pytest.mark.xfail(reason="delete_listed takes an empty selector and rests on `ours` alone")
 async def test_no_empty_selector_one_by_one(fake: FakeApiServer, cluster: Cluster) -> None:
     with pytest.raises(ValueError, match="empty selector"):
         await cluster.delete_listed(CONFIG, "hub", "", ours)
@@ -331,7 +330,6 @@ async def test_deletes_wait_out_a_bad_moment(fake: FakeApiServer, cluster: Clust
     (Kind("gateway.networking.k8s.io", "v1", "HTTPRoute", "x", True), "Background", False),
     pytest.param(
         Kind("acme.policy", "v1", "Thing", "x", True), "Foreground", True,
-        marks=pytest.mark.xfail(reason="any group that ends in `policy` counts as built in"),
     ),
 ], ids=str)  # fmt: skip
 async def test_what_goes_first_and_how(kind: Kind, policy: str, first: bool) -> None:
@@ -362,7 +360,6 @@ async def test_an_object_in_two_stores_comes_once(fake: FakeApiServer, cluster: 
     assert [live.meta.name for live in cluster.objects_of(ME.owner)] == ["c"]
 
 
-@pytest.mark.xfail(reason="a Secret annotated to be waited for is watched whole")
 async def test_secrets_stay_on_the_cluster(fake: FakeApiServer, cluster: Cluster) -> None:
     fake.put(manifest("Secret", data={"k": "aHVzaA=="}))
     kind = Kind("", "v1", "Secret", "secrets", namespaced=True)
@@ -387,7 +384,6 @@ async def test_closing_ends_everything(fake: FakeApiServer, tmp_path: Path) -> N
         feed._closing.cancel()
 
 
-@pytest.mark.xfail(reason="a supervisor cancelled before its first step never closes the Api")
 async def test_closing_before_anything_began(fake: FakeApiServer, tmp_path: Path) -> None:
     api = connect(tmp_path, transport=fake)
     cluster = Cluster(api, ME.instance, log)

@@ -239,7 +239,6 @@ async def test_a_changed_volume_is_updated_under_its_uid(world: World, fake: Fak
     pytest.param(
         text(403, '{"message": "only dynamically provisioned pvc can be resized", "code": 403}',
              "application/json"),
-        marks=pytest.mark.xfail(reason="a class that cannot grow volumes answers 403: no start"),
     ),
 ], ids=["422", "403"])  # fmt: skip
 async def test_a_volume_that_refuses_the_change_is_kept(
@@ -298,9 +297,6 @@ async def test_an_answer_lost_on_the_way(world: World, fake: FakeApiServer) -> N
     assert fake.count("DELETE") == 0
 
 
-@pytest.mark.xfail(
-    reason="the quota's 409 is final for volumes, and tried thrice at once for others"
-)
 @pytest.mark.parametrize(("path", "times"), [("claims/home", 1), ("pods/s", 4)])
 async def test_a_crowded_quota_passes(
     world: World, fake: FakeApiServer, path: str, times: int
@@ -546,7 +542,6 @@ async def test_watches_that_break_while_waiting(world: World, fake: FakeApiServe
     assert (await starting).ready
 
 
-@pytest.mark.xfail(reason="a watch that is refused after its list is not mentioned at the deadline")
 async def test_a_watch_that_is_refused_is_named(world: World, fake: FakeApiServer) -> None:
     fake.forbidden.add(("watch", "endpointslices"))
     with pytest.raises(SpawnerError, match="cannot watch"):

@@ -199,7 +199,6 @@ async def test_what_refuses_is_named_and_keeps_no_other(
     assert left(fake) == {"Secret/t", "PersistentVolumeClaim/s"}
 
 
-@pytest.mark.xfail(reason="after one refusal nothing of that kind is awaited before phase two")
 async def test_pods_beside_one_that_refuses_are_awaited(
     fake: FakeApiServer, cluster: Cluster
 ) -> None:
@@ -229,7 +228,6 @@ async def test_a_server_that_is_down_is_told(fake: FakeApiServer, cluster: Clust
     assert left(fake) == {"PersistentVolumeClaim/s"}
 
 
-@pytest.mark.xfail(reason="with a dead watch, what is gone is waited for and named at the deadline")
 async def test_a_dead_watch_does_not_hide_that_all_is_gone(
     fake: FakeApiServer, cluster: Cluster
 ) -> None:
