@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from e2e import cluster as clusters
+from e2e.cluster import Cluster
+from e2e.kube import Kube
 from lightkube_template_spawner.api import Api, Kind
-from tests.contract.cases import CASES, Case, names
+from tests.contract.cases import CASES, YOUNG, Case, names
 
 NAMESPACE = Kind("", "v1", "Namespace", "namespaces", namespaced=False)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
-def running() -> clusters.Cluster:
-    return clusters.up()
+def young_kind(kube: Kube) -> Iterator[None]:
+    """A kind whose history begins now: what came before has expired."""
+    names = {"plural": YOUNG.plural, "singular": "young", "kind": YOUNG.kind}
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": "v1", "served": True, "storage": True}
+    name = f"{YOUNG.plural}.{YOUNG.group}"
+    kube.create({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": name},
+        "spec": {"group": YOUNG.group, "scope": "Namespaced", "names": names,
+                 "versions": [{**version, "schema": {"openAPIV3Schema": schema}}]},
+    })  # fmt: skip
+    kube("wait", "--for=condition=Established", f"crd/{name}", "--timeout=30s")
+    yield
+    kube("delete", "crd", name)
 
 
 @pytest.fixture
-async def api(running: clusters.Cluster) -> AsyncIterator[Api]:
-    made = Api(str(running.kubeconfig))
+async def api(cluster: Cluster, young_kind: None) -> AsyncIterator[Api]:
+    made = Api(str(cluster.kubeconfig))
     yield made
     await made.aclose()
 

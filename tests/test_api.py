@@ -110,14 +110,20 @@ LOST_IN_LIGHTKUBE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ANSWERS)
-@pytest.mark.parametrize("way", ["call", "apply", "stream"])
+def _ways() -> list[tuple[str, str]]:
+    """Every answer by every way; the lines of a good stream are read by who asked for them."""
+    good = {
+        name for name, (fault, *_) in ANSWERS.items() if fault.answer and fault.answer().is_success
+    }
+    ways = [(name, way) for name in ANSWERS for way in ("call", "apply", "stream")]
+    return [(name, way) for name, way in ways if way != "stream" or name not in good]
+
+
+@pytest.mark.parametrize(("name", "way"), _ways())
 async def test_every_answer_becomes_one_of_our_errors(
     fake: FakeApiServer, api: Api, name: str, way: str
 ) -> None:
     fault, error, code = ANSWERS[name]
-    if way == "stream" and fault.answer and fault.answer().is_success:
-        pytest.skip("a stream's lines are read by who asked for them")
     fault.met = 0
     fake.faults.append(fault)
     if way == "apply" and name in LOST_IN_LIGHTKUBE:

@@ -38,6 +38,7 @@ Case = Callable[[Api, str], Awaitable[None]]
 CASES: list[Case] = []
 
 CONFIG = Kind("", "v1", "ConfigMap", "configmaps", True, frozenset({"deletecollection"}))
+YOUNG = Kind("contract.example.org", "v1", "Young", "youngs", namespaced=True)
 POD = Kind("", "v1", "Pod", "pods", True)
 SERVICE = Kind("", "v1", "Service", "services", True)
 EVENT = Kind("", "v1", "Event", "events", True)
@@ -335,13 +336,18 @@ async def _next(lines: Any, count: int, patience: float = 10) -> list[tuple[str,
 
 
 async def _watch(
-    stack: AsyncExitStack, api: Api, space: str, version: str, accept: str = "application/json"
+    stack: AsyncExitStack,
+    api: Api,
+    space: str,
+    version: str,
+    accept: str = "application/json",
+    kind: Kind = CONFIG,
 ) -> Any:
     params = {
         "watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": "60",
         "labelSelector": "a", "resourceVersion": version,
     }  # fmt: skip
-    stream = api.stream(CONFIG.path(space), params=params, accept=accept, idle=30)
+    stream = api.stream(kind.path(space), params=params, accept=accept, idle=30)
     return await stack.enter_async_context(stream)
 
 
@@ -384,14 +390,15 @@ async def a_lost_label_is_told_as_a_deletion(api: Api, space: str) -> None:
 
 @case
 async def a_version_from_long_ago_has_expired(api: Api, space: str) -> None:
+    """On a young server, of a kind that is younger still: its history begins after version 1."""
+    kinds = await api.call("GET", "/apis")
+    young = any(group["name"] == YOUNG.group for group in kinds["groups"])
     async with AsyncExitStack() as stack:
         try:
-            lines = await _watch(stack, api, space, "1")
+            lines = await _watch(stack, api, space, "1", kind=YOUNG if young else CONFIG)
             ((kind, _, status),) = await _next(lines, 1, patience=2)
         except Expired:
             return
-        except TimeoutError:
-            pytest.skip("this server is so young that it remembers everything")
         assert (kind, status["code"], status["reason"]) == ("ERROR", 410, "Expired")
 
 
