@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -29,7 +31,11 @@ def young_kind(kube: Kube) -> Iterator[None]:
         "spec": {"group": YOUNG.group, "scope": "Namespaced", "names": names,
                  "versions": [{**version, "schema": {"openAPIV3Schema": schema}}]},
     })  # fmt: skip
-    kube("wait", "--for=condition=Established", f"crd/{name}", "--timeout=30s")
+    for _ in range(100):  # established comes a little before served
+        with suppress(RuntimeError):
+            kube("get", "--raw", YOUNG.path())
+            break
+        time.sleep(0.1)
     yield
     kube("delete", "crd", name)
 
