@@ -169,12 +169,13 @@ async def test_two_users_with_one_slug_never_touch_each_other(
     apart = light.chart(
         tmp_path / "apart", pod=light.pod(f"pod-{name}"), claim=light.claim(f"claim-{name}")
     )
+    theft = light.chart(tmp_path / "theft", pod=light.pod(f"pod-{name}"), claim=light.claim())
     async with logged_in(hub, VICTIM) as victim, logged_in(hub, ATTACKER) as attacker:
         await start(victim, chart)
         before = snapshot(kube, space, owner_of(VICTIM))
         assert len(before) == 3
-        text = await refusal(attacker, chart)
-        assert f"belongs to user '{VICTIM}'" in text
+        for wanted in (chart, theft):
+            assert f"belongs to user '{VICTIM}'" in await refusal(attacker, wanted)
         assert snapshot(kube, space, owner_of(VICTIM)) == before
         assert snapshot(kube, space, owner_of(ATTACKER)) == {}
         # With names of their own, both run under one slug, and each goes alone.
