@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ _BACKOFF = (0.8, 30.0)
 _WATCH_SECONDS = (290, 590)
 _HOT = 5.0  # a watch that ends sooner is not opened again at once
 _NOISE = frozenset({"apiVersion", "kind", "metadata"})
+_Containers = list[dict[str, msgspec.Raw]] | None
 
 
 class Meta(msgspec.Struct, rename="camel"):
@@ -66,6 +68,8 @@ class Live:
         self.parts: dict[str, bytes] = {}
         if not slim:
             self.parts = {k: bytes(v) for k, v in fields.items() if k not in _NOISE}
+            if str(kind) == "v1/Pod" and "spec" in self.parts:
+                self.parts["spec"] = _without_variables(self.parts["spec"])
 
     @property
     def reference(self) -> str:
@@ -74,10 +78,30 @@ class Live:
         return "/".join(part for part in parts if part)
 
     def as_dict(self) -> dict[str, Any]:
-        """The object as the API server writes it, without managedFields."""
+        """As the API server writes it, without managedFields and containers' variables."""
         head = {"apiVersion": self.kind.api_version, "kind": self.kind.kind}
         body = {name: msgspec.json.decode(raw) for name, raw in self.parts.items()}
         return {**head, "metadata": msgspec.to_builtins(self.meta), **body}
+
+
+def _without_variables(spec: bytes) -> bytes:
+    """Most of a pod, may hold tokens, and nobody asks the store for them."""
+    fields = msgspec.json.decode(spec, type=dict[str, msgspec.Raw])
+    for group in ("containers", "initContainers"):
+        found = msgspec.json.decode(fields.get(group, b"null"), type=_Containers)
+        for container in found or ():
+            container.pop("env", None)
+        if found:
+            fields[group] = msgspec.Raw(msgspec.json.encode(found))
+    return msgspec.json.encode(fields)
+
+
+def _sharing(texts: dict[str, str], other: dict[str, str]) -> dict[str, str]:
+    """Equal texts kept once: most labels and annotations are the same on every object of a hub."""
+    return {
+        sys.intern(key): other[key] if other.get(key) == text else text
+        for key, text in texts.items()
+    }
 
 
 class Changes:
@@ -153,6 +177,7 @@ class Reflector:
         self._idle = idle
         self._store: dict[Key, Live] = {}
         self._owners: dict[str, dict[Key, Live]] = {}
+        self._latest: Live | None = None
         self._version: str | None = None
         self._synced = False
         self._attempt = asyncio.Event()  # set, and replaced, after each attempt to list
@@ -314,11 +339,16 @@ class Reflector:
 
     def _remember(self, live: Live) -> None:
         owner = live.meta.labels.get(OWNER, "")
-        old = self._store.get(live.meta.key)
+        key = live.meta.key
+        old = self._store.get(key)
         if old is not None and old.meta.labels.get(OWNER, "") != owner:
             self._forget(old)
-        self._store[live.meta.key] = live
-        self._owners.setdefault(owner, {})[live.meta.key] = live
+        like = (old or self._latest or live).meta
+        live.meta.labels = _sharing(live.meta.labels, like.labels)
+        live.meta.annotations = _sharing(live.meta.annotations, like.annotations)
+        self._latest = live
+        self._store[key] = live
+        self._owners.setdefault(owner, {})[key] = live
         self._changes.notify(owner)
 
     def _forget(self, live: Live) -> None:

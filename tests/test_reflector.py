@@ -458,6 +458,7 @@ async def test_the_store_is_small() -> None:
         tracemalloc.stop()
     written = sum(len(part) for part in kept[0].parts.values())
     assert "managedFields" not in kept[0].as_dict()["metadata"]
+    assert kept[0].as_dict()["spec"] == {"containers": [{"name": "main"}]}
     assert whole_size < written + 2500
     assert slim_size < 2200
 
