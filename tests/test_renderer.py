@@ -23,7 +23,8 @@ from lightkube_template_spawner import renderer as renderers
 from lightkube_template_spawner.errors import TemplateError
 from lightkube_template_spawner.renderer import Rendered, check_template, open_renderer
 from lightkube_template_spawner.renderer import chart as charts
-from lightkube_template_spawner.renderer.worker import SharedWorker, library_folder
+from lightkube_template_spawner.renderer.worker import SharedWorker
+from lightkube_template_spawner.settings import default_chart
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +36,6 @@ ECHO = "values: {{ omit .Values `secret` | toJson }}\n"
 RUNAWAY = "{{ range until 100000 }}{{ range until 100000 }}{{ end }}{{ end }}"
 
 Write = Callable[..., Path]
-needs_library = pytest.mark.skipif(library_folder() is None, reason="helm-python-sdk is missing")
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +70,8 @@ def write(tmp_path: Path) -> Write:
     return written
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("library", marks=needs_library),
-        pytest.param("command", marks=pytest.mark.skipif(HELM is None, reason="no helm on PATH")),
-    ]
-)
+# e2e/test_helm.py brings a helm command where there is none.
+@pytest.fixture(params=["library", *(["command"] if HELM else [])])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "command":
         monkeypatch.setattr(renderers, "library_folder", lambda: None)
@@ -174,7 +170,6 @@ async def test_release_names_are_made_to_fit(engine: str, write: Write) -> None:
     await renderer.aclose()
 
 
-@needs_library
 async def test_strict(write: Write) -> None:
     path = write("a: {{ .Values.missing }}")
     assert (await render(path)).objects["demo/templates/a.yaml"] == [{"a": None}]
@@ -182,15 +177,16 @@ async def test_strict(write: Write) -> None:
         await render(path, strict=True)
 
 
-@pytest.mark.skipif(HELM is None or library_folder() is None, reason="needs both engines")
-async def test_engines_agree_on_the_packaged_chart(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = REPOSITORY / "charts" / "user-server"
-    values = json.loads((Path(__file__).parent / "data" / "values.json").read_text())
-    by_library = await render(path, values, kube_version="v1.33.0")
-    monkeypatch.setattr(renderers, "library_folder", lambda: None)
-    by_command = await render(path, values, kube_version="v1.33.0")
-    assert by_command.objects == by_library.objects
-    assert by_command.digest == by_library.digest
+if HELM:
+
+    async def test_engines_agree_on_the_packaged_chart(monkeypatch: pytest.MonkeyPatch) -> None:
+        path = default_chart()
+        values = json.loads((Path(__file__).parent / "data" / "values.json").read_text())
+        by_library = await render(path, values, kube_version="v1.33.0")
+        monkeypatch.setattr(renderers, "library_folder", lambda: None)
+        by_command = await render(path, values, kube_version="v1.33.0")
+        assert by_command.objects == by_library.objects
+        assert by_command.digest == by_library.digest
 
 
 # What is refused
@@ -359,7 +355,6 @@ async def test_a_config_map_that_is_replaced(engine: str, tmp_path: Path) -> Non
     assert first.digest != second.digest
 
 
-@needs_library
 async def test_a_broken_edit_leaves_the_chart_as_it_was(
     write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -396,7 +391,6 @@ def is_running(process: int) -> bool:
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-@needs_library
 @linux
 async def test_a_template_that_never_ends_is_killed(write: Write) -> None:
     path = write("{{ if .Values.bad }}" + RUNAWAY + "{{ end }}a: 1\n")
@@ -408,7 +402,6 @@ async def test_a_template_that_never_ends_is_killed(write: Write) -> None:
     assert not is_running(worker)
 
 
-@needs_library
 @pytest.mark.parametrize(
     "template",
     ["{{ $d := dict }}{{ $_ := set $d `a` $d }}{{ $d }}", "a: {{ repeat 1000000000 `x` | len }}"],
@@ -422,13 +415,11 @@ async def test_a_template_that_ends_helm(write: Write, template: str) -> None:
     assert (await render(path)).objects == {"demo/templates/a.yaml": [{"a": 1}]}
 
 
-@needs_library
 async def test_too_much_output(write: Write) -> None:
     with pytest.raises(TemplateError, match="more than 16 MiB"):
         await render(write("a: {{ repeat 17000000 `x` }}"))
 
 
-@needs_library
 @linux
 async def test_a_lost_worker_is_replaced(write: Write) -> None:
     path = write("a: 1\n")
@@ -437,7 +428,6 @@ async def test_a_lost_worker_is_replaced(write: Write) -> None:
     assert (await render(path)).objects == {"demo/templates/a.yaml": [{"a": 1}]}
 
 
-@needs_library
 async def test_replies_never_reach_another_request(write: Write) -> None:
     """Cancelled ones among them: a late reply would hold another user's token."""
     path = write("who: {{ .Values.who }}\n{{ if .Values.slow }}" + RUNAWAY + "{{ end }}")
@@ -458,7 +448,6 @@ async def test_replies_never_reach_another_request(write: Write) -> None:
             group.create_task(one(number))
 
 
-@needs_library
 @linux
 async def test_the_worker_has_limits_and_nothing_of_the_hub(
     write: Write, monkeypatch: pytest.MonkeyPatch
@@ -475,7 +464,6 @@ async def test_the_worker_has_limits_and_nothing_of_the_hub(
     assert os.getsid(int(worker.name)) == int(worker.name)
 
 
-@needs_library
 @linux
 @pytest.mark.parametrize("busy", [False, True])
 def test_the_worker_ends_with_its_hub(write: Write, busy: bool) -> None:
@@ -508,7 +496,6 @@ asyncio.run(main())
     assert not is_running(worker)
 
 
-@needs_library
 @linux
 async def test_closing_leaves_no_process(write: Write) -> None:
     path = write()
@@ -624,7 +611,6 @@ async def test_no_helm_at_all(write: Write, monkeypatch: pytest.MonkeyPatch) -> 
         open_renderer(write(), kube_version=None, log=LOG)
 
 
-@needs_library
 async def test_a_library_that_does_not_load(
     stand_in: Path, write: Write, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -38,6 +38,8 @@ SETS = {
     # What a cluster in Docker needs beside it.
     "clients": ("components", KUBECTL, KWOK),
     "kind": ("kind", "sigs.k8s.io/kind"),
+    # The spawner's second way to render, for the tests that compare it with the first.
+    "helm": ("helm", "helm.sh/helm/v3/cmd/helm"),
 }
 """What is built together: the folder of the pinned module, and the programs."""
 KWOK_STAGES = (

@@ -25,7 +25,7 @@ from lightkube_template_spawner.renderer import (
     close_renderers,
     open_renderer,
 )
-from lightkube_template_spawner.renderer.worker import library_folder
+from lightkube_template_spawner.settings import default_chart
 
 REPOSITORY = Path(__file__).parents[2]
 Objects = dict[str, dict[str, Any]]
@@ -43,11 +43,9 @@ def with_env(env: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def run() -> Iterator[Callable[..., Rendered]]:
     """Render the chart in one event loop, and so one worker, for all tests."""
-    if library_folder() is None:
-        pytest.skip("helm-python-sdk is missing")
 
     async def rendered(values: dict[str, Any]) -> Rendered:
-        chart = REPOSITORY / "charts" / "user-server"
+        chart = default_chart()
         renderer = open_renderer(chart, kube_version="v1.33.0", log=logging.getLogger("test"))
         return await renderer.render(values, release="alice", namespace="users")
 
@@ -474,7 +472,7 @@ def test_wrong_values_are_named(render: Render, values: dict[str, Any], words: s
 
 
 def test_every_documented_value_is_in_the_schema() -> None:
-    chart = REPOSITORY / "charts" / "user-server"
+    chart = default_chart()
     check_template(chart)
     documented = yaml.safe_load((chart / "values.yaml").read_text())
     schema = json.loads((chart / "values.schema.json").read_text())["properties"]
