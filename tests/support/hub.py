@@ -1,0 +1,237 @@
+"""A JupyterHub of real users, spawners and database, without its web server and proxy.
+
+Starts and stops go through ``User.spawn`` and ``User.stop``, with what the hub's handlers do around
+them; ``restart`` and ``check`` are what a new hub process does with the database that it finds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from jupyterhub import orm, roles
+from jupyterhub._version import __version__ as hub_version
+from jupyterhub.objects import Hub, Server
+from jupyterhub.user import User, UserDict
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import StaticPool
+from traitlets.config import Config
+
+from lightkube_template_spawner import cluster as clusters
+from lightkube_template_spawner.cluster import Cluster
+from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
+from tests.support.connect import connect
+from tests.support.fake_apiserver import FakeApiServer, Seen
+from tests.support.loopback import loopback, whole
+
+INSTANCE = "i"
+log = logging.getLogger("hub")
+
+
+@dataclass
+class FakeHub:
+    """One hub on one API server; its users' pods answer on ``port`` of this machine."""
+
+    fake: FakeApiServer
+    folder: Path
+    config: Config
+    db: Any
+    port: int
+    node: bool = True  # runs every pod as soon as it is created
+    hooks: list[Any] = field(default_factory=list)  # called with each request and its moment
+    stopped: list[str] = field(default_factory=list)  # servers that the hub found dead
+    settings: dict[str, Any] = field(default_factory=dict)
+    users: Any = None
+
+    def boot(self) -> None:
+        """A new hub process on the database as it is."""
+        self.db.expire_all()
+        hub = Hub(ip="127.0.0.1", port=8081, base_url="/hub/")
+        self.settings = {
+            "hub": hub,
+            "config": self.config,
+            "spawner_class": LightkubeTemplateSpawner,
+            "allow_named_servers": True,
+            "internal_ssl": False,
+            **self.settings,
+        }
+        self.users = UserDict(lambda: self.db, self.settings)
+        self.fake.on_request = self._seen
+
+    @property
+    def key(self) -> tuple[asyncio.AbstractEventLoop, str, str, str]:
+        return asyncio.get_running_loop(), str(self.folder / "kubeconfig"), "", INSTANCE
+
+    def open_cluster(self) -> None:
+        api = connect(self.folder, transport=self.fake)
+        clusters._shared[self.key] = Cluster(api, INSTANCE, log)
+
+    @property
+    def cluster(self) -> Cluster:
+        return clusters._shared[self.key]
+
+    async def close_cluster(self) -> None:
+        cluster = clusters._shared.pop(self.key)
+        await cluster.aclose()
+        for feed in cluster._feeds.values():
+            if feed._closing is not None:
+                feed._closing.cancel()
+
+    async def restart(self) -> None:
+        """The hub process dies, with all that it knew, and another one starts."""
+        self.quiet()
+        await self.close_cluster()
+        self.open_cluster()
+        self.boot()
+
+    def quiet(self) -> None:
+        for user in self.users.values():
+            for spawner in user.spawners.values():
+                spawner.stop_polling()
+
+    def user(self, name: str = "ada@example.org", **columns: Any) -> User:
+        orm_user = self.db.query(orm.User).filter_by(name=name).one_or_none()
+        if orm_user is None:
+            orm_user = orm.User(name=name, **columns)
+            self.db.add(orm_user)
+            self.db.commit()
+            roles.assign_default_roles(self.db, orm_user)
+            self.db.commit()
+        return self.users[orm_user]
+
+    async def spawn(self, user: User, name: str = "", **arguments: Any) -> LightkubeTemplateSpawner:
+        """What ``spawn_single_user`` of the hub's handlers does."""
+        spawner = user.get_or_create_spawner(name, "", replace_failed=True)
+        user.spawners[name] = spawner
+        spawner._spawn_pending = True
+        spawner._spawn_future = asyncio.ensure_future(user.spawn(name, **arguments))
+        try:
+            await spawner._spawn_future
+        finally:
+            spawner._spawn_pending = False
+        found = user.spawners[name]
+        found.add_poll_callback(self._user_stopped, user, name)
+        return found  # type: ignore[no-any-return]
+
+    async def start(self, user: User, name: str = "") -> LightkubeTemplateSpawner:
+        """Only the ``start`` of a spawner that the hub made ready for it."""
+        spawner = self.prepared(user, name)
+        await spawner.start()
+        return spawner
+
+    def prepared(self, user: User, name: str = "") -> LightkubeTemplateSpawner:
+        """A spawner as ``User.spawn`` leaves it right before ``start``."""
+        if name not in user.orm_spawners:
+            user._new_orm_spawner(name, name)
+        spawner = user.spawners[name]
+        orm_server = orm.Server(base_url=f"{user.base_url}{name}")
+        self.db.add(orm_server)
+        self.db.commit()
+        spawner.server = Server(orm_server=orm_server)
+        spawner.clear_state()
+        spawner.api_token = user.new_api_token()
+        self.db.commit()
+        return spawner  # type: ignore[no-any-return]
+
+    async def stop(self, user: User, name: str = "") -> None:
+        await user.stop(name)
+
+    async def _user_stopped(self, user: User, name: str) -> None:
+        status = await user.spawners[name].poll()
+        self.stopped.append(f"{user.name}:{name}:{status}")
+        await user.stop(name)
+
+    async def check(self, user: User, name: str = "") -> int | None:
+        """What ``init_spawners`` does with a server that the database says is there."""
+        spawner = user.spawners[name]
+        spawner._check_pending = True
+        status = await spawner.poll()
+        if status is None:
+            url = await spawner.get_url()
+            if url != spawner.server.url:
+                parts = urlparse(url)
+                spawner.server.ip = parts.hostname
+                spawner.server.port = parts.port
+                self.db.commit()
+            await user._wait_up(spawner)
+            spawner.add_poll_callback(self._user_stopped, user, name)
+        else:
+            await user.stop(name)
+        spawner._check_pending = False
+        return status  # type: ignore[no-any-return]
+
+    def _seen(self, seen: Seen, moment: str) -> None:
+        for hook in self.hooks:
+            hook(seen, moment)
+        if (seen.method, moment) == ("PATCH", "handled") and "/pods/" in seen.path and self.node:
+            asyncio.get_running_loop().call_later(0.002, self.run_pods)
+
+    def run_pods(self, **status: Any) -> None:
+        for pod in self.fake.everything():
+            new = pod["kind"] == "Pod" and "status" not in pod
+            if new and "deletionTimestamp" not in pod["metadata"]:
+                metadata = pod["metadata"]
+                self.fake.run_pod(
+                    metadata["namespace"], metadata["name"], **{"podIP": "127.0.0.1", **status}
+                )
+
+    def left(self) -> set[str]:
+        found = self.fake.everything()
+        return {f"{item['kind']}/{item['metadata']['name']}" for item in found}
+
+    def pods(self) -> list[dict[str, Any]]:
+        return [item for item in self.fake.everything() if item["kind"] == "Pod"]
+
+
+def _database() -> Any:
+    """As the hub makes it, but without Alembic, which imports the whole hub for 4 seconds."""
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    orm.register_foreign_keys(engine)
+    orm.Base.metadata.create_all(engine)
+    db = sessionmaker(bind=engine, expire_on_commit=False)()
+    for role in roles.get_default_roles():
+        roles.create_role(db, role)
+    db.add(orm.OAuthClient(identifier="jupyterhub", secret="", redirect_uri="", description="x"))
+    db.commit()
+    return db
+
+
+@asynccontextmanager
+async def running_hub(
+    fake: FakeApiServer, folder: Path, chart: Path, **config: Any
+) -> AsyncIterator[FakeHub]:
+    """A hub whose database is in memory, and one web server for all its users' servers."""
+
+    async def answer(first: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(whole(b"{}", extra=f"X-JupyterHub-Version: {hub_version}\r\n"))
+
+    db = _database()
+    async with loopback(answer) as url:
+        port = int(url.rpartition(":")[2])
+        ours = {
+            "kubeconfig": str(folder / "kubeconfig"),
+            "instance_name": INSTANCE,
+            "namespace": "hub",
+            "template_path": str(chart),
+            "port": port,
+            "start_timeout": 8,
+            "http_timeout": 3,
+            **config,
+        }
+        hub = FakeHub(fake, folder, Config({"LightkubeTemplateSpawner": ours}), db, port)
+        hub.open_cluster()
+        hub.boot()
+        try:
+            yield hub
+        finally:
+            hub.quiet()
+            await hub.close_cluster()
+            db.close()
+            db.get_bind().dispose()

@@ -1,0 +1,906 @@
+"""The spawner under a real JupyterHub: users, database and life cycle; the API server is a fake."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from jupyterhub import orm
+from jupyterhub import spawner as hub_spawner
+from jupyterhub.utils import iterate_until
+from tornado import web
+from traitlets.config import Config
+
+from lightkube_template_spawner import api as api_module
+from lightkube_template_spawner import events as events_module
+from lightkube_template_spawner import reflector as reflector_module
+from lightkube_template_spawner import removal as removal_module
+from lightkube_template_spawner import renderer as renderers
+from lightkube_template_spawner import spawner as spawner_module
+from lightkube_template_spawner.cluster import shared
+from lightkube_template_spawner.errors import RemovalIncomplete
+from lightkube_template_spawner.identity import Identity
+from lightkube_template_spawner.renderer.worker import library_folder
+from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
+from tests.support.connect import kubeconfig
+from tests.support.fake_apiserver import FakeApiServer, Fault, Seen, text
+from tests.support.hub import INSTANCE, FakeHub, log, running_hub
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(library_folder() is None, reason="helm-python-sdk is missing"),
+]
+
+STATE = "lightkube_template_spawner"
+CHART = """\
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata:
+  name: home-{{ .Values.escaped_username }}
+  annotations: {kubetemplatespawner/lifecycle: user-deleted}
+spec: {size: 1}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: kept-{{ .Values.escaped_user_server }}
+  annotations: {kubetemplatespawner/lifecycle: server-deleted}
+data: {a: b}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: "values-{{ .Values.escaped_user_server }}"}
+data:
+  values: {{ omit .Values "env" "env_list" | toJson | quote }}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: "{{ .Values.escaped_user_server }}"}
+stringData:
+  {{- range .Values.env_list }}
+  {{ .name }}: {{ .value | quote }}
+  {{- end }}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {{ .Values.escaped_user_server }}
+  annotations: {kubetemplatespawner/connection: "true"}
+spec:
+  containers:
+    - name: main
+      image: image
+      envFrom: [{secretRef: {name: "{{ .Values.escaped_user_server }}"}}]
+  volumes:
+    - name: home
+      persistentVolumeClaim: {claimName: "home-{{ .Values.escaped_username }}"}
+"""
+ADA = "ada@example.org"
+ME = Identity(INSTANCE, ADA)
+SLUG = ME.user_slug
+KEPT = {f"PersistentVolumeClaim/home-{SLUG}", f"ConfigMap/kept-{SLUG}"}
+RUNNING = {*KEPT, f"ConfigMap/values-{SLUG}", f"Secret/{SLUG}", f"Pod/{SLUG}"}
+DOWN = Fault(error=lambda: httpx2.ConnectError("refused"), times=9999)
+DENIED = text(403, '{"message": "no", "reason": "Forbidden", "code": 403}', "application/json")
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module", autouse=True)
+async def one_loop() -> AsyncIterator[None]:
+    """All tests share an event loop, and so Helm's worker, which takes longest to start."""
+    yield
+    await renderers.close_renderers()
+
+
+@pytest.fixture(scope="module")
+def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chart")
+    (folder / "templates").mkdir()
+    (folder / "Chart.yaml").write_text("apiVersion: v2\nname: demo\nversion: 0.1.0\n")
+    (folder / "templates" / "all.yaml").write_text(CHART)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_module, "_BACKOFF", 0.001)
+    monkeypatch.setattr(events_module, "_PAUSE", 0.01)
+    monkeypatch.setattr(events_module, "_LINGER", 0.01)
+    monkeypatch.setattr(reflector_module, "_BACKOFF", (0.02, 0.08))
+    monkeypatch.setattr(removal_module, "_CONFIRM", 0.01)
+    monkeypatch.setattr(spawner_module, "_POLL_PATIENCE", 0.1)
+    monkeypatch.setattr(spawner_module, "_ADOPT_PATIENCE", 0.3)
+
+
+@pytest.fixture
+async def hub(fake: FakeApiServer, tmp_path: Path, chart: Path) -> AsyncIterator[FakeHub]:
+    async with running_hub(fake, tmp_path, chart) as made:
+        yield made
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(3):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+def down(fault: Fault = DOWN) -> Fault:
+    return replace(fault, met=0, times=9999)
+
+
+def saved(hub: FakeHub, name: str = "") -> dict[str, Any]:
+    """The state in the database, not in the session."""
+    query = hub.db.query(orm.Spawner).filter_by(name=name).populate_existing()
+    return dict(query.first().state or {})
+
+
+def rendered(fake: FakeApiServer, server: str = SLUG) -> dict[str, Any]:
+    """The values that the template got."""
+    found = fake.find("ConfigMap", "hub", f"values-{server}")
+    assert found is not None
+    return dict(json.loads(found["data"]["values"]))
+
+
+def uid(fake: FakeApiServer, kind: str, name: str) -> str:
+    found = fake.find(kind, "hub", name)
+    assert found is not None, f"no {kind} {name}"
+    return str(found["metadata"]["uid"])
+
+
+def die(fake: FakeApiServer, code: int = 137) -> None:
+    ended = {"terminated": {"exitCode": code, "reason": "OOMKilled"}}
+    fake.run_pod(
+        "hub",
+        SLUG,
+        phase="Failed",
+        conditions=[],
+        containerStatuses=[{"name": "main", "state": ended}],
+    )
+
+
+# -- a life ---------------------------------------------------------------------------------------
+
+
+async def test_a_life(hub: FakeHub, fake: FakeApiServer) -> None:
+    user = hub.user()
+    assert await user.spawner.poll() == 0
+    assert fake.requests == []
+    spawner = await hub.spawn(user)
+    assert spawner.server.url == f"http://127.0.0.1:{hub.port}/user/{ADA}/"
+    assert await spawner.poll() is None
+    assert hub.left() == RUNNING
+    volume = uid(fake, "PersistentVolumeClaim", f"home-{SLUG}")
+
+    await hub.stop(user)
+    assert hub.left() == KEPT
+    assert await user.spawner.poll() == 0
+    assert saved(hub)[STATE]["live"] is False
+    fake.requests.clear()
+    await user.spawner.stop()
+    assert fake.requests == []
+
+    await hub.spawn(user)
+    assert uid(fake, "PersistentVolumeClaim", f"home-{SLUG}") == volume
+    await hub.stop(user)
+    assert hub.stopped == []
+
+
+async def test_start_returns_a_url(hub: FakeHub) -> None:
+    spawner = hub.prepared(hub.user())
+    assert await spawner.start() == f"http://127.0.0.1:{hub.port}"
+
+
+async def test_the_record_is_saved_before_the_first_write(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def look(request: Seen, moment: str) -> None:
+        if request.method == "PATCH" and moment == "arrived" and not seen:
+            assert not hub.db.dirty
+            seen.append(saved(hub))
+
+    hub.hooks.append(look)
+    await hub.start(hub.user())
+    record = seen[0][STATE]
+    assert (record["live"], record["ready"]) == (True, False)
+    assert record["identity"]["username"] == ADA
+    assert record["kinds"].keys() == {"v1/Pod", "v1/Secret", "v1/ConfigMap"}
+    assert (seen[0]["pod_name"], seen[0]["pvc_name"]) == (SLUG, f"home-{SLUG}")
+
+
+async def test_a_hub_that_dies_while_a_server_starts_finds_it_again(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    hub.node = False
+    spawning = asyncio.create_task(hub.spawn(hub.user()))
+    await until(hub.pods)
+    spawning.cancel()
+    await asyncio.wait([spawning])
+    await hub.restart()
+    before = uid(fake, "Pod", SLUG)
+    user = hub.user()
+    assert await user.spawner.poll() is None
+    checking = asyncio.create_task(hub.check(user))
+    await until(lambda: fake.count("WATCH .*pods") == 2)
+    assert not checking.done()
+    hub.run_pods()
+    assert await checking is None
+    assert uid(fake, "Pod", SLUG) == before
+    assert user.spawner.server.url.startswith(f"http://127.0.0.1:{hub.port}/user/")
+    assert saved(hub)[STATE]["ready"] is True
+    assert fake.count("DELETE") == 0
+
+    await hub.restart()
+    user = hub.user()
+    assert await hub.check(user) is None
+    die(fake)
+    await until(lambda: hub.stopped)
+    assert hub.left() == KEPT
+
+
+async def test_the_state_holds_no_secret(hub: FakeHub) -> None:
+    hub.config.LightkubeTemplateSpawner.environment = {"PASSWORD": "hunter2"}
+    user = hub.user()
+    spawner = await hub.spawn(user)
+    whole = json.dumps(saved(hub))
+    for secret in (spawner.api_token, "hunter2", "PASSWORD", "containers"):
+        assert secret not in whole
+
+
+async def test_what_a_state_says_is_understood_again(hub: FakeHub) -> None:
+    user = hub.user()
+    spawner = await hub.spawn(user)
+    state = json.loads(json.dumps(spawner.get_state()))
+    other = user._new_spawner("")
+    other.load_state(state)
+    assert json.loads(json.dumps(other.get_state())) == state
+    assert await other.poll() is None
+
+
+@pytest.mark.parametrize("state", [
+    {}, {"pod_name": "jupyter-ada", "namespace": "hub", "pvc_name": "claim-ada", "dns_name": "x"},
+    {"manifests": [{"kind": "Pod"}], "pid": 5}, {STATE: None}, {STATE: []}, {STATE: "x"},
+    {STATE: {"identity": 5, "namespace": {}}}, {STATE: {"identity": {"instance": "i"}}},
+    {STATE: {"identity": {"instance": "i", "username": "x"}, "namespace": "hub", "live": "yes"}},
+], ids=str)  # fmt: skip
+async def test_a_state_that_is_not_ours(hub: FakeHub, state: dict[str, Any]) -> None:
+    user = hub.user()
+    user.orm_spawners[""].state = state
+    spawner = user.spawner
+    assert await spawner.poll() == 0
+    await spawner.stop()
+    assert spawner.identity.username == "x" if "username" in str(state) else ADA
+    json.dumps(spawner.get_state())
+
+
+@pytest.mark.parametrize("broken", [
+    {"connection": None}, {"connection": "x"}, {"connection": {"kind": "Pot"}}, {"kinds": 5},
+    {"namespace": "../x"}, {"connection": {"api_version": "v1", "kind": "Pod", "name": "a/b"}},
+], ids=str)  # fmt: skip
+async def test_a_broken_record_of_a_live_server(hub: FakeHub, broken: dict[str, Any]) -> None:
+    user = hub.user()
+    await hub.spawn(user)
+    state = saved(hub)
+    state[STATE].update(broken)
+    user.orm_spawners[""].state = state
+    hub.db.commit()
+    await hub.restart()
+    spawner = hub.user().spawner
+    await spawner.poll()
+    assert await spawner.get_url() == spawner.server.url
+
+
+async def test_clearing_the_state_keeps_the_identity(hub: FakeHub) -> None:
+    user = hub.user()
+    spawner = await hub.spawn(user)
+    await spawner.stop()
+    spawner.clear_state()
+    state = spawner.get_state()[STATE]
+    assert state["identity"]["username"] == ADA
+    assert state["retained"]
+    assert (state["live"], state["ready"], state["url"], state["kinds"]) == (False, False, "", {})
+
+
+# -- starts that fail -----------------------------------------------------------------------------
+
+
+async def test_a_start_that_fails_is_removed_by_the_hub(hub: FakeHub, fake: FakeApiServer) -> None:
+    hub.node = False
+    user = hub.user()
+    spawning = asyncio.create_task(hub.spawn(user))
+    await until(hub.pods)
+    spawner = user.spawner
+    die(fake)
+    with pytest.raises(hub_spawner.SpawnException, match="OOMKilled"):
+        await spawning
+    assert hub.left() == KEPT
+    assert await spawner.poll() == 0
+    assert saved(hub)[STATE]["live"] is False
+
+
+async def test_between_a_failed_start_and_stop_poll_says_running(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    spawner = hub.prepared(hub.user())
+    fake.faults.append(replace(DENIED, method="PATCH", path="/pods/", times=9))
+    with pytest.raises(hub_spawner.SpawnException):
+        await spawner.start()
+    assert await spawner.poll() is None
+    await spawner.stop()
+    assert await spawner.poll() == 0
+    assert hub.left() == KEPT
+
+
+async def test_nothing_was_written_by_a_start_that_was_refused_before(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    hub.config.LightkubeTemplateSpawner.template_path = str(hub.folder / "missing")
+    user = hub.user()
+    with pytest.raises(hub_spawner.SpawnException, match="missing"):
+        await hub.spawn(user)
+    assert hub.left() == set()
+
+
+async def test_a_cancelled_start_ends_at_once(hub: FakeHub, fake: FakeApiServer) -> None:
+    hub.node = False
+    spawner = hub.prepared(hub.user())
+    fake.faults.append(Fault(method="PATCH", path="/pods/", times=99))
+    starting = asyncio.create_task(spawner.start())
+    await until(lambda: fake.count("PATCH .*/pods/"))
+    assert await spawner.poll() is None
+    starting.cancel()
+    async with asyncio.timeout(0.1):
+        await asyncio.wait([starting])
+    assert starting.cancelled()
+    assert await spawner.poll() is None
+    await spawner.stop()
+    assert hub.left() == KEPT
+    assert await spawner.poll() == 0
+
+
+async def test_a_server_that_is_never_ready(hub: FakeHub) -> None:
+    hub.node = False
+    hub.config.LightkubeTemplateSpawner.k8s_timeout = 1
+    with pytest.raises(hub_spawner.SpawnException, match=f"Pod/hub/{SLUG}") as caught:
+        await hub.spawn(hub.user())
+    assert caught.value.reason == "timeout"
+    assert hub.left() == KEPT
+
+
+async def test_a_server_that_does_not_answer_is_removed(hub: FakeHub) -> None:
+    hub.config.LightkubeTemplateSpawner.port = 1
+    hub.config.LightkubeTemplateSpawner.http_timeout = 1
+    with pytest.raises(TimeoutError):
+        await hub.spawn(hub.user())
+    assert hub.left() == KEPT
+
+
+async def test_a_stop_that_fails_names_what_stays(hub: FakeHub, fake: FakeApiServer) -> None:
+    hub.config.LightkubeTemplateSpawner.stop_timeout = 0.3
+    user = hub.user()
+    spawner = await hub.spawn(user)
+    pod = fake.find("Pod", "hub", SLUG)
+    assert pod is not None
+    pod["metadata"]["finalizers"] = ["example.org/hold"]
+    fake.put(pod)
+    with pytest.raises(RemovalIncomplete, match=rf"Pod/hub/{SLUG} .*example\.org/hold"):
+        await spawner.stop()
+    fake.remove("Pod", "hub", SLUG)
+    await until(lambda: not hub.pods())
+    await spawner.stop()
+    assert hub.left() == KEPT
+
+
+@pytest.mark.parametrize(("now", "grace"), [(False, None), (True, 1)])
+async def test_the_grace_of_a_stop(
+    hub: FakeHub, fake: FakeApiServer, now: bool, grace: int | None
+) -> None:
+    spawner = await hub.spawn(hub.user())
+    await spawner.stop(now=now)
+    (asked,) = (s for s in fake.requests if s.method == "DELETE" and "/pods" in s.path)
+    assert asked.body.get("gracePeriodSeconds") == grace
+
+
+# -- poll -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [DOWN, DENIED, text(503, "no"), Fault()],
+                         ids=["down", "403", "503", "silent"])  # fmt: skip
+async def test_a_cluster_that_does_not_tell_is_no_evidence(
+    hub: FakeHub, fake: FakeApiServer, fault: Fault
+) -> None:
+    await hub.spawn(hub.user())
+    await hub.restart()
+    fake.faults.append(down(fault))
+    spawner = hub.user().spawner
+    assert await spawner.poll() is None
+    assert await spawner.get_url() == spawner.server.url
+    assert await spawner.poll() is None
+    fake.faults.clear()
+    await hub.restart()
+    assert await hub.check(hub.user()) is None
+    assert hub.left() == RUNNING
+
+
+async def test_polls_cost_no_request(hub: FakeHub, fake: FakeApiServer) -> None:
+    spawner = await hub.spawn(hub.user())
+    fake.requests.clear()
+    for _ in range(100):
+        assert await spawner.poll() is None
+    assert fake.requests == []
+
+
+async def test_polls_of_a_new_hub_cost_one_list(hub: FakeHub, fake: FakeApiServer) -> None:
+    names = [f"user{number}" for number in range(20)]
+    await asyncio.gather(*(hub.spawn(hub.user(name)) for name in names))
+    await hub.restart()
+    fake.requests.clear()
+    answers = await asyncio.gather(*(hub.check(hub.user(name)) for name in names))
+    assert answers == [None] * 20
+    assert fake.count("GET .*/pods$") == 1
+    assert len(fake.requests) <= 5
+
+
+async def test_a_death_is_noticed_at_once_and_told_once(hub: FakeHub, fake: FakeApiServer) -> None:
+    user = hub.user()
+    spawner = await hub.spawn(user)
+    die(fake)
+    await until(lambda: "" not in user.spawners)
+    assert hub.stopped == [f"{ADA}::0"]  # the removal is over when the hub asks again
+    assert hub.left() == KEPT
+    assert await spawner.poll() == 0
+    assert saved(hub)[STATE]["live"] is False
+    await hub.spawn(user)
+    assert hub.left() == RUNNING
+
+
+async def test_a_poll_gives_the_exit_code(hub: FakeHub, fake: FakeApiServer) -> None:
+    spawner = await hub.start(hub.user())
+    spawner._check_pending = True  # the watch keeps out of it
+    die(fake, 3)
+    await asyncio.sleep(0.02)
+    fake.delay = 0.05
+    assert list(await asyncio.gather(spawner.poll(), spawner.poll())) == [3, 3]
+    assert hub.left() == KEPT
+    assert fake.count("DELETE .*/pods$") == 1
+    assert await spawner.poll() == 0
+
+
+async def test_a_deleted_pod_is_noticed(hub: FakeHub, fake: FakeApiServer) -> None:
+    user = hub.user()
+    await hub.spawn(user)
+    fake.remove("Pod", "hub", SLUG)
+    await until(lambda: hub.stopped and "" not in user.spawners)
+    assert hub.left() == KEPT
+    assert len(hub.stopped) == 1
+
+
+async def test_a_dead_server_that_cannot_be_removed(hub: FakeHub, fake: FakeApiServer) -> None:
+    spawner = await hub.start(hub.user())
+    fake.forbidden.update({("delete", "secrets"), ("deletecollection", "secrets")})
+    die(fake)
+    await asyncio.sleep(0.02)
+    assert await spawner.poll() is None  # so the hub's own stop tries again
+    fake.forbidden.clear()
+    await spawner.stop()
+    assert hub.left() == KEPT
+
+
+async def test_a_stop_is_not_taken_for_a_death(hub: FakeHub, fake: FakeApiServer) -> None:
+    user = hub.user()
+    spawner = await hub.spawn(user)
+    asked: list[int] = []
+    spawner.add_poll_callback(lambda: asked.append(1))
+    fake.delay = 0.02
+    spawner._stop_pending = True  # as the hub's handler does before anything else
+    await hub.stop(user)
+    await asyncio.sleep(0.02)
+    assert (asked, hub.stopped) == ([], [])
+
+
+async def test_a_start_is_not_taken_for_a_death(hub: FakeHub, fake: FakeApiServer) -> None:
+    hub.node = False
+    user = hub.user()
+    spawner = user.spawner
+    asked: list[int] = []
+    spawner.add_poll_callback(lambda: asked.append(1))
+    spawning = asyncio.create_task(hub.spawn(user))
+    await until(hub.pods)
+    fake.remove("Pod", "hub", SLUG)
+    await asyncio.sleep(0.02)
+    spawning.cancel()
+    await asyncio.wait([spawning])
+    assert asked == []
+
+
+# -- adoption -------------------------------------------------------------------------------------
+
+
+async def test_get_url_follows_the_server(hub: FakeHub, fake: FakeApiServer) -> None:
+    await hub.spawn(hub.user())
+    await hub.restart()
+    pod = fake.find("Pod", "hub", SLUG)
+    assert pod is not None
+    pod["metadata"]["annotations"]["kubetemplatespawner/connection-scheme"] = "https"
+    pod["status"]["podIP"] = "10.1.2.3"
+    fake.put(pod)
+    spawner = hub.user().spawner
+    assert await spawner.get_url() == f"https://10.1.2.3:{hub.port}/user/{ADA}/"
+    assert spawner.server.proto == "https"
+    assert saved(hub)[STATE]["url"] == f"https://10.1.2.3:{hub.port}"
+
+
+@pytest.mark.parametrize("trouble", ["gone", "not ready", "forgotten"])
+async def test_get_url_never_raises(hub: FakeHub, fake: FakeApiServer, trouble: str) -> None:
+    await hub.spawn(hub.user())
+    known = hub.user().spawner.server.url
+    await hub.restart()
+    spawner = hub.user().spawner
+    if trouble == "gone":
+        fake.remove("Pod", "hub", SLUG)
+    if trouble == "not ready":
+        fake.run_pod("hub", SLUG, conditions=[])
+    if trouble == "forgotten":
+        spawner.load_state({})
+    async with asyncio.timeout(1):
+        assert await spawner.get_url() == known
+
+
+async def test_a_server_that_ended_while_no_hub_ran(hub: FakeHub, fake: FakeApiServer) -> None:
+    await hub.spawn(hub.user())
+    await hub.close_cluster()
+    die(fake, 9)
+    hub.open_cluster()
+    hub.boot()
+    assert await hub.check(hub.user()) == 9
+    assert hub.left() == KEPT
+
+
+# -- what users are told --------------------------------------------------------------------------
+
+
+def reasons() -> list[Any]:
+    quota = text(403, '{"message": "exceeded quota: q", "code": 403}', "application/json")
+    return [
+        pytest.param(
+            lambda hub, fake: fake.put({"apiVersion": "v1", "kind": "Secret",
+                                        "metadata": {"name": SLUG, "namespace": "hub"}}),
+            "ownership", f"Secret/hub/{SLUG}", id="not ours",
+        ),
+        pytest.param(
+            lambda hub, fake: fake.faults.append(replace(quota, method="PATCH", times=9)),
+            "cluster", "exceeded quota: q", id="quota",
+        ),
+        pytest.param(
+            lambda hub, fake: setattr(
+                hub.config.LightkubeTemplateSpawner, "template_path", "/nowhere"
+            ),
+            "template", "/nowhere", id="template",
+        ),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["JupyterHub 6", "JupyterHub 5"])
+@pytest.mark.parametrize(("spoil", "reason", "word"), reasons())
+async def test_errors_are_explained(
+    hub: FakeHub, fake: FakeApiServer, monkeypatch: pytest.MonkeyPatch, old: bool,
+    spoil: Callable[[FakeHub, FakeApiServer], object], reason: str, word: str,
+) -> None:  # fmt: skip
+    if old:
+        monkeypatch.delattr(hub_spawner, "SpawnException")
+    spoil(hub, fake)
+    with pytest.raises(web.HTTPError) as caught:
+        await hub.start(hub.user())
+    error: Any = caught.value
+    assert error.status_code == 400
+    assert word in error.jupyterhub_message
+    assert word in error.get_message()
+    if old:
+        assert type(error) is web.HTTPError
+    else:
+        assert (error.reason, error.message) == (reason, error.jupyterhub_message)
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+async def test_a_token_in_an_answer_is_not_repeated(
+    hub: FakeHub, fake: FakeApiServer, caplog: pytest.LogCaptureFixture, encoded: bool
+) -> None:
+    spawner = hub.prepared(hub.user())
+    token = spawner.api_token
+
+    def answer() -> httpx2.Response:
+        (patch,) = (s for s in fake.requests if s.method == "PATCH" and "/secrets/" in s.path)
+        shown = patch.body["data"]["JUPYTERHUB_API_TOKEN"] if encoded else token
+        return httpx2.Response(422, json={"message": f"bad: {shown}", "code": 422})
+
+    fake.faults.append(Fault(answer=answer, method="PATCH", path="/secrets/"))
+    with pytest.raises(hub_spawner.SpawnException, match=r"bad: \*\*\*") as caught:
+        await spawner.start()
+    assert token not in str(caught.value)
+    assert token not in caplog.text
+
+
+async def test_an_api_server_that_is_away_is_not_the_users_fault(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    fake.faults.append(down(text(503, "away")))
+    with pytest.raises(hub_spawner.SpawnException) as caught:
+        await hub.start(hub.user())
+    assert caught.value.status_code == 503
+
+
+async def test_progress(hub: FakeHub) -> None:
+    hub.node = False
+    user = hub.user()
+    spawning = asyncio.ensure_future(hub.spawn(user))
+    await until(lambda: user.spawner.pending == "spawn")
+    spawner = user.spawner
+    readers = [asyncio.create_task(_read(spawner, spawning)) for _ in range(3)]
+    await until(hub.pods)
+    late = asyncio.create_task(_read(spawner, spawning))
+    hub.run_pods()
+    await spawning
+    first, *others = [await reader for reader in (*readers, late)]
+    assert others == [first] * 3
+    assert any("Applied" in entry["message"] for entry in first)
+    numbers = [entry["progress"] for entry in first]
+    assert numbers == sorted(set(numbers))
+    assert all(0 <= number < 100 for number in numbers)
+    assert [entry async for entry in spawner.progress()] == first[1:]
+
+
+async def _read(spawner: LightkubeTemplateSpawner, until: Any) -> list[dict[str, Any]]:
+    return [entry async for entry in iterate_until(until, spawner._generate_progress())]
+
+
+async def test_progress_of_a_failed_start(hub: FakeHub, fake: FakeApiServer) -> None:
+    spawner = hub.prepared(hub.user())
+    assert [entry async for entry in spawner.progress()] == []
+    fake.faults.append(replace(DENIED, method="PATCH", times=9))
+    with pytest.raises(hub_spawner.SpawnException):
+        await spawner.start()
+    assert [entry async for entry in spawner.progress()] != []
+
+
+# -- named servers, and users that go -------------------------------------------------------------
+
+
+async def test_named_servers(hub: FakeHub, fake: FakeApiServer) -> None:
+    user = hub.user()
+    await hub.spawn(user)
+    named = await hub.spawn(user, "gpu")
+    server = f"{SLUG}--gpu"
+    own = {f"ConfigMap/kept-{server}", f"ConfigMap/values-{server}", f"Secret/{server}",
+           f"Pod/{server}"}  # fmt: skip
+    assert hub.left() == RUNNING | own
+    await hub.stop(user, "gpu")
+    assert hub.left() == RUNNING | {f"ConfigMap/kept-{server}"}
+    assert await user.spawner.poll() is None
+    await user._delete_spawner("gpu")
+    assert hub.left() == RUNNING
+    assert named.identity.servername == "gpu"
+
+
+async def test_a_deleted_user_leaves_nothing(hub: FakeHub, fake: FakeApiServer) -> None:
+    ada, bob = hub.user(), hub.user("bob")
+    for user, name in ((ada, ""), (ada, "gpu"), (bob, "")):
+        await hub.spawn(user, name)
+        await hub.stop(user, name)
+    theirs = {item for item in hub.left() if "bob" in item}
+    hub.config.LightkubeTemplateSpawner.template_path = "/nowhere"
+    await hub.restart()
+    await hub.user().delete_spawners()
+    assert hub.left() == theirs
+
+
+async def test_deleting_a_user_is_tried_again(
+    hub: FakeHub, fake: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = hub.user()
+    await hub.spawn(user)
+    await hub.stop(user)
+    monkeypatch.setattr("anyio.sleep", lambda seconds: asyncio.sleep(0.001))
+    fake.faults.append(replace(DENIED, method="DELETE", times=2))
+    await user.delete_spawners()
+    assert hub.left() == set()
+
+
+async def test_a_deletion_that_fails_for_good(
+    hub: FakeHub, fake: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = hub.user()
+    await hub.spawn(user)
+    await hub.stop(user)
+    monkeypatch.setattr("anyio.sleep", lambda seconds: asyncio.sleep(0.001))
+    fake.faults.append(replace(DENIED, method="DELETE", times=99))
+    with pytest.raises(RemovalIncomplete, match=f"home-{SLUG}"):
+        await user._new_spawner("").delete_forever()
+
+
+async def test_deleting_a_user_who_never_had_a_server(hub: FakeHub, fake: FakeApiServer) -> None:
+    await hub.user().delete_spawners()
+    assert fake.count("DELETE") == 0
+
+
+# -- identity -------------------------------------------------------------------------------------
+
+
+async def test_a_renamed_user_keeps_the_volume(hub: FakeHub, fake: FakeApiServer) -> None:
+    user = hub.user()
+    await hub.spawn(user)
+    await hub.stop(user)
+    volume = uid(fake, "PersistentVolumeClaim", f"home-{SLUG}")
+    user.orm_user.name = "countess"
+    hub.db.commit()
+    await hub.restart()
+    user = hub.user("countess")
+    await hub.spawn(user)
+    await hub.spawn(user, "second")  # it has no record of its own: its sibling tells
+    assert {item for item in hub.left() if "Claim" in item} == {
+        f"PersistentVolumeClaim/home-{SLUG}"
+    }
+    assert uid(fake, "PersistentVolumeClaim", f"home-{SLUG}") == volume
+    assert rendered(fake)["unescaped_username"] == "countess"
+    assert user.spawners["second"].identity.username == ADA
+    for name in ("", "second"):
+        await hub.stop(user, name)
+    await user.delete_spawners()
+    assert hub.left() == set()
+
+
+async def test_another_instance_name_is_another_hub(hub: FakeHub) -> None:
+    user = hub.user()
+    await hub.spawn(user)
+    await hub.stop(user)
+    hub.config.LightkubeTemplateSpawner.instance_name = "other"
+    await hub.restart()
+    assert hub.user().spawner.identity.instance == "other"
+
+
+@pytest.mark.parametrize("name", ["a@b", "../x", "Ünï çødé", "x" * 255, "a b/c", "---"])
+async def test_odd_server_names_of_old_hubs(hub: FakeHub, fake: FakeApiServer, name: str) -> None:
+    user = hub.user()
+    user._new_orm_spawner(name, name)
+    spawner = user.spawners[name]
+    assert await spawner.poll() == 0
+    await hub.start(user, name)
+    assert spawner.get_state()[STATE]["identity"]["servername"] == name
+    assert rendered(fake, spawner.identity.user_server_slug)["unescaped_servername"] == name
+    await spawner.stop()
+    assert not hub.pods()
+
+
+# -- values ---------------------------------------------------------------------------------------
+
+
+async def _given(spawner: Any) -> dict[str, Any]:
+    await asyncio.sleep(0)
+    return {"image": spawner.user.name}
+
+
+@pytest.mark.parametrize(("extra", "expected"), [
+    ({"image": "x"}, {"image": "x"}), ({"admin": "overridden"}, {"admin": "overridden"}),
+    (lambda spawner: {"image": spawner.user.name}, {"image": ADA}), (_given, {"image": ADA}),
+    (None, {"instance": INSTANCE}), (lambda spawner: None, {"instance": INSTANCE}),
+], ids=["dict", "override", "function", "async", "None", "None made"])  # fmt: skip
+async def test_extra_vars(
+    hub: FakeHub, fake: FakeApiServer, extra: Any, expected: Mapping[str, Any]
+) -> None:
+    hub.config.LightkubeTemplateSpawner.extra_vars = extra
+    await hub.start(hub.user())
+    assert rendered(fake).items() >= expected.items()
+
+
+async def test_extra_vars_that_are_none(hub: FakeHub, fake: FakeApiServer) -> None:
+    hub.config.LightkubeTemplateSpawner.extra_vars = lambda spawner: ["image"]
+    with pytest.raises(hub_spawner.SpawnException, match="`extra_vars` gave a list"):
+        await hub.start(hub.user())
+    assert hub.left() == set()
+
+
+async def test_the_values(hub: FakeHub, fake: FakeApiServer) -> None:
+    hub.config.LightkubeTemplateSpawner.update({
+        "mem_limit": "2G", "mem_guarantee": "1G", "cpu_limit": 1.5, "cpu_guarantee": 0.5,
+        "cmd": ["start.sh"], "args": ["--debug"], "default_url": "/lab", "notebook_dir": "/home",
+    })  # fmt: skip
+    hub.config.KubeSpawner.image = "theirs"
+    hub.config.KubeSpawner.modify_pod_hook = lambda spawner, pod: pod
+    user = hub.user(admin=True)
+    user.sync_groups(["staff", "artists"])
+    await hub.spawn(user, options={"size": "large"})
+    pod = fake.find("Pod", "hub", SLUG)
+    secret = fake.find("Secret", "hub", SLUG)
+    assert pod is not None
+    assert secret is not None
+    values = rendered(fake)
+    assert values.items() >= {
+        "mem_limit": 2 * 1024**3, "mem_guarantee": 1024**3, "cpu_limit": 1.5, "cpu_guarantee": 0.5,
+        "cmd": ["start.sh"], "args": ["--debug"], "default_url": "/lab", "notebook_dir": "/home",
+        "user_options": {"size": "large"}, "groups": ["artists", "staff"], "admin": True,
+        "profile": {}, "kubespawner": {"image": "theirs"}, "instance": INSTANCE,
+        "namespace": "hub", "ip": "0.0.0.0", "port": hub.port, "userid": user.id,
+        "escaped_username": SLUG, "escaped_servername": "", "escaped_user_server": SLUG,
+        "unescaped_username": ADA, "unescaped_servername": "",
+        "hub": {"api_url": "http://127.0.0.1:8081/hub/api", "base_url": "/hub/"},
+    }.items()  # fmt: skip
+    assert "PATH" not in secret["data"]
+
+
+# -- settings of KubeSpawner ----------------------------------------------------------------------
+
+
+def configured(hub: FakeHub, config: Config) -> LightkubeTemplateSpawner:
+    hub.config.merge(config)
+    spawner: LightkubeTemplateSpawner = hub.user()._new_spawner("")
+    return spawner
+
+
+async def test_kubespawners_settings_are_defaults(hub: FakeHub) -> None:
+    theirs = Config()
+    theirs.KubeSpawner.mem_limit = "1G"
+    theirs.KubeSpawner.cpu_limit = 2
+    theirs.KubeSpawner.http_timeout = 77
+    theirs.Spawner.cpu_limit = 1
+    spawner = configured(hub, theirs)
+    assert spawner.mem_limit == 1024**3
+    assert spawner.cpu_limit == 1
+    assert spawner.http_timeout == 3
+    assert spawner.start_timeout == 8
+
+
+# -- the cluster ----------------------------------------------------------------------------------
+
+
+def test_two_event_loops_have_a_cluster_each(tmp_path: Path) -> None:
+    file = str(kubeconfig(tmp_path))
+
+    async def opened() -> tuple[int, bool]:
+        made = shared(file, "", INSTANCE, log, timeout=1)
+        again = shared(file, "", INSTANCE, log, timeout=1)
+        other = shared(file, "", "other", log, timeout=1)
+        made.loop = asyncio.get_running_loop()  # type: ignore[attr-defined] # keeps it, and its id
+        found = id(made), made is again and made is not other
+        kept.append(made)
+        for cluster in (made, other):
+            await asyncio.sleep(0)
+            await cluster.aclose()
+        return found
+
+    kept: list[Any] = []
+    first, second = asyncio.run(opened()), asyncio.run(opened())
+    assert first[0] != second[0]
+    assert first[1]
+    assert second[1]
+
+
+async def test_spawners_share_a_cluster(hub: FakeHub) -> None:
+    assert hub.user()._new_spawner("")._cluster() is hub.user("bob")._new_spawner("")._cluster()
+
+
+async def test_a_kubeconfig_that_is_missing(hub: FakeHub) -> None:
+    hub.config.LightkubeTemplateSpawner.kubeconfig = str(hub.folder / "missing")
+    user = hub.user()
+    with pytest.raises(hub_spawner.SpawnException, match="missing"):
+        await hub.spawn(user)
+    assert await user.spawner.poll() == 0
+
+
+async def test_start_takes_no_longer_than_it_may(hub: FakeHub) -> None:
+    hub.node = False
+    hub.config.LightkubeTemplateSpawner.start_timeout = 3
+    began = time.monotonic()
+    with pytest.raises(hub_spawner.SpawnException, match="not ready after 1 s"):
+        await hub.spawn(hub.user())
+    assert time.monotonic() - began < 3
