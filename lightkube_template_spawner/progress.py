@@ -16,12 +16,12 @@ class ProgressLog:
     def __init__(self) -> None:
         self._entries: list[dict[str, Any]] = []
         self._percent = 0
-        self._closed = False
+        self.closed = False
         self._changed = asyncio.Event()
 
     def tell(self, message: str, percent: int) -> None:
         """Add a message; each one beyond ``percent`` comes a little closer to the end."""
-        if self._closed or len(self._entries) >= _KEPT:
+        if self.closed or len(self._entries) >= _KEPT:
             return
         nearer = self._percent + max(1, (_ALMOST - self._percent) // 10)
         self._percent = min(_ALMOST, max(percent, nearer))
@@ -30,7 +30,7 @@ class ProgressLog:
 
     def close(self) -> None:
         """The start has ended, one way or the other; readers finish."""
-        self._closed = True
+        self.closed = True
         self._wake()
 
     def _wake(self) -> None:
@@ -48,6 +48,6 @@ class ProgressLog:
             while position < len(self._entries):
                 yield self._entries[position]
                 position += 1
-            if self._closed:
+            if self.closed:
                 return
             await changed.wait()

@@ -8,6 +8,7 @@ import inspect
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from datetime import timezone
 from pathlib import Path
@@ -15,11 +16,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
+from jupyterhub import orm
 from jupyterhub import spawner as hub_spawner
 from jupyterhub.spawner import Spawner
+from sqlalchemy import Text, literal_column, select
 from sqlalchemy.orm import object_session
 from tornado import web
-from traitlets import default
+from traitlets import Integer, default, validate
+from traitlets.config.loader import DeferredConfig, LazyConfigValue
 
 from lightkube_template_spawner import liveness, renderer, values
 from lightkube_template_spawner.cluster import Cluster, shared
@@ -47,6 +51,7 @@ from lightkube_template_spawner.status import Ended
 _STATE = "lightkube_template_spawner"
 _POLL_PATIENCE = 2.0  # seconds that a poll waits for a first list: the hub's start waits for polls
 _ADOPT_PATIENCE = 2.5  # the same for a server that was ready when the former hub ended
+_PORT = 8888
 _NOW = 1  # grace for a stop "now"; with 0 the process outlives its object
 _PURGE_TRIES = 3
 # What z2jh and add-ons write to KubeSpawner's section and every spawner has.
@@ -68,6 +73,8 @@ _INHERITED = (
 class LightkubeTemplateSpawner(Settings, Spawner):
     """Runs each user's server from a template on Kubernetes."""
 
+    port = Integer(_PORT, config=True, help="The port that the server listens on in its pod.")
+
     def __init__(self, **kwargs: Any) -> None:
         self._record: Record | None = None
         self._progress_log: ProgressLog | None = None
@@ -86,9 +93,10 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     def _default_ip(self) -> str:
         return "0.0.0.0"  # noqa: S104 - inside the user's own pod
 
-    @default("port")
-    def _default_port(self) -> int:
-        return 8888
+    @validate("port")
+    def _valid_port(self, proposal: Any) -> int:
+        """Zero is a random port elsewhere; a pod's own ports are free, and the hub must know."""
+        return int(proposal["value"]) or _PORT
 
     @default("k8s_timeout")
     def _default_k8s_timeout(self) -> int:
@@ -104,7 +112,13 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         own = [self.config.get(cls.__name__, {}) for cls in type(self).__mro__]
         for name in _INHERITED:
             if name in theirs and not any(name in section for section in own):
-                setattr(self, name, theirs[name])
+                value = theirs[name]
+                if isinstance(value, LazyConfigValue):  # c.KubeSpawner.environment.update(...)
+                    value = value.get_value(getattr(self, name))
+                elif isinstance(value, DeferredConfig):  # --KubeSpawner.cpu_limit=1
+                    value = value.get_value(self.traits()[name])
+                # Hooks and group overrides write to dictionaries: each spawner has its own.
+                setattr(self, name, deepcopy(value))
 
     # -- the hub's contract -----------------------------------------------------------------------
 
@@ -114,7 +128,9 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         Cleans nothing up on failure: ``poll`` then answers None, so that the hub calls ``stop``.
         """
         self._forget_callbacks()
-        self._progress_log = log = ProgressLog()
+        log = self._progress_log
+        if log is None or log.closed:
+            self._progress_log = log = ProgressLog()
         self._starting = True
         began = time.monotonic()
         try:
@@ -126,7 +142,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
                 before=self._record,
                 save=self._save,
                 feed=launcher.cluster.events(self.namespace),
-                timeout=self._patience(),
+                timeout=max(1.0, self._patience() - (time.monotonic() - began)),
             )
         except SpawnerError as error:
             raise self._explained(error) from error
@@ -177,8 +193,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             if self._burial is None or self._burial.done():
                 self._burial = asyncio.create_task(self._bury(record))
             await asyncio.shield(self._burial)
-        except (SpawnerError, OSError) as error:
-            self.log.warning("%s: %s", self._log_name, error)
+        except Exception as error:  # noqa: BLE001 - the hub would take the server for stopped
+            self._warn("cannot be polled", error)
             return None
         return over.code
 
@@ -202,17 +218,19 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._attend(launcher.cluster)  # whatever comes of it, its end is to be noticed
             patience = _ADOPT_PATIENCE if record.ready else self._remaining_patience()
             record = await launcher.adopt(record, timeout=patience)
-        except (SpawnerError, OSError) as error:
-            self.log.warning("%s cannot be adopted: %s", self._log_name, error)
+            # The hub compares with its own and stores address and port; the scheme is left to us.
+            self.server.proto = urlsplit(record.url).scheme
+            self._save(record)
+        except Exception as error:  # noqa: BLE001 - the hub would not start
+            self._warn("cannot be adopted", error)
             return known
-        # The hub compares with its own and stores address and port; the scheme is left to us.
-        self.server.proto = urlsplit(record.url).scheme
-        self._save(record)
         return f"{record.url}{self.server.base_url}"
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
         """Messages of the running start, for any number of readers, early or late."""
         log = self._progress_log
+        if log is None and self.pending == "spawn":  # hooks still run: the start will use it
+            self._progress_log = log = ProgressLog()
         if log is not None:
             async for entry in log.read():
                 yield entry
@@ -258,6 +276,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     def clear_state(self) -> None:
         """Forget what ends with a server; its identity and what it keeps outlive it."""
         super().clear_state()
+        self._forget_callbacks()  # a server that died is not stopped
         if self._record is not None and not self._record.live:
             self._record = self._record.stopped()
 
@@ -266,15 +285,40 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     @property
     def identity(self) -> Identity:
         """Whose server this is, by the names of the user's and the server's first start."""
-        username, servername = str(self.user.name), str(self.name)
         known = self._record
         if known is not None and known.identity.instance == self.instance_name:
-            username, servername = known.identity.username, known.identity.servername
-        else:
-            for sibling in self._sibling_records():
-                if sibling.identity.instance == self.instance_name:
-                    username = sibling.identity.username
-        return Identity(self.instance_name, username, servername, self.user.id)
+            return replace(known.identity, userid=self.user.id)
+        return Identity(self.instance_name, self._username(), str(self.name), self.user.id)
+
+    def _username(self) -> str:
+        """The name that this user's other servers go by; else the hub's, if nobody else has it."""
+        for sibling in self._sibling_records():
+            if sibling.identity.instance == self.instance_name:
+                return sibling.identity.username
+        name = str(self.user.name)
+        # No name has a slash, so this one is nobody else's.
+        return f"{name}/{self.user.id}" if self._is_taken(name) else name
+
+    def _is_taken(self, name: str) -> bool:
+        """Whether a user who was renamed since still goes by this name in the cluster."""
+        session = object_session(self.orm_spawner)
+        if session is None:
+            return False
+        state = literal_column("spawners.state", Text)  # the text: the hub's type reads JSON
+        others = session.scalars(
+            select(state)
+            .select_from(orm.Spawner)
+            .where(
+                orm.Spawner.user_id != self.user.id,
+                state.contains(f'"username": {json.dumps(name)}', autoescape=True),
+            )
+        )
+        records = [Record.from_state(json.loads(other).get(_STATE)) for other in others]
+        return any(
+            record is not None
+            and (record.identity.instance, record.identity.username) == (self.instance_name, name)
+            for record in records
+        )
 
     def _sibling_records(self) -> list[Record]:
         """What the database knows of all servers of this user."""
@@ -432,6 +476,10 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         session = object_session(self.orm_spawner)
         if session is not None:
             session.commit()
+
+    def _warn(self, what: str, error: Exception) -> None:
+        expected = isinstance(error, SpawnerError | OSError)
+        self.log.warning("%s %s: %s", self._log_name, what, error, exc_info=not expected)
 
     def _patience(self) -> float:
         """A little less than the hub's own, so that our message is the one that is read."""

@@ -17,6 +17,7 @@ from jupyterhub import spawner as hub_spawner
 from jupyterhub.utils import iterate_until
 from tornado import web
 from traitlets.config import Config
+from traitlets.config.loader import DeferredConfigString
 
 from lightkube_template_spawner import api as api_module
 from lightkube_template_spawner import events as events_module
@@ -462,6 +463,7 @@ async def test_a_death_is_noticed_at_once_and_told_once(hub: FakeHub, fake: Fake
     assert hub.left() == KEPT
     assert await spawner.poll() == 0
     assert saved(hub)[STATE]["live"] is False
+    assert not hub.cluster.changes._callbacks
     await hub.spawn(user)
     assert hub.left() == RUNNING
 
@@ -542,8 +544,10 @@ async def test_get_url_follows_the_server(hub: FakeHub, fake: FakeApiServer) -> 
     assert saved(hub)[STATE]["url"] == f"https://10.1.2.3:{hub.port}"
 
 
-@pytest.mark.parametrize("trouble", ["gone", "not ready", "forgotten"])
-async def test_get_url_never_raises(hub: FakeHub, fake: FakeApiServer, trouble: str) -> None:
+@pytest.mark.parametrize("trouble", ["gone", "not ready", "forgotten", "no database"])
+async def test_get_url_never_raises(
+    hub: FakeHub, fake: FakeApiServer, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await hub.spawn(hub.user())
     known = hub.user().spawner.server.url
     await hub.restart()
@@ -554,8 +558,14 @@ async def test_get_url_never_raises(hub: FakeHub, fake: FakeApiServer, trouble: 
         fake.run_pod("hub", SLUG, conditions=[])
     if trouble == "forgotten":
         spawner.load_state({})
+    if trouble == "no database":
+        monkeypatch.setattr(hub.db, "commit", _broken_commit)
     async with asyncio.timeout(1):
         assert await spawner.get_url() == known
+
+
+def _broken_commit() -> None:
+    raise RuntimeError("database is locked")
 
 
 async def test_a_server_that_ended_while_no_hub_ran(hub: FakeHub, fake: FakeApiServer) -> None:
@@ -665,6 +675,24 @@ async def _read(spawner: LightkubeTemplateSpawner, until: Any) -> list[dict[str,
     return [entry async for entry in iterate_until(until, spawner._generate_progress())]
 
 
+async def test_progress_that_is_asked_for_before_the_start(hub: FakeHub) -> None:
+    """The hub's page asks at once; hooks may take their time before the start."""
+    opened = asyncio.Event()
+
+    async def slow(spawner: Any) -> None:
+        await opened.wait()
+
+    hub.config.LightkubeTemplateSpawner.pre_spawn_hook = slow
+    user = hub.user()
+    spawning = asyncio.ensure_future(hub.spawn(user))
+    await until(lambda: user.spawner.pending == "spawn" and user.spawner.api_token)
+    reader = asyncio.create_task(_read(user.spawner, spawning))
+    await asyncio.sleep(0.02)
+    opened.set()
+    await spawning
+    assert len(await reader) > 2
+
+
 async def test_progress_of_a_failed_start(hub: FakeHub, fake: FakeApiServer) -> None:
     spawner = hub.prepared(hub.user())
     assert [entry async for entry in spawner.progress()] == []
@@ -760,6 +788,26 @@ async def test_a_renamed_user_keeps_the_volume(hub: FakeHub, fake: FakeApiServer
     assert hub.left() == set()
 
 
+async def test_a_new_user_of_a_former_name_is_somebody_else(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    old = hub.user()
+    await hub.spawn(old)
+    old.orm_user.name = "countess"
+    hub.db.commit()
+    new = hub.user(ADA)
+    assert new.id != old.id
+    before = hub.left()
+    await hub.spawn(new)
+    assert before < hub.left()
+    pods = {item for item in hub.left() if "Pod/" in item or "Claim/" in item}
+    assert len(pods) == 4
+    await hub.stop(new)
+    await new.delete_spawners()
+    assert hub.left() == before
+    assert await hub.users[old.orm_user].spawner.poll() is None
+
+
 async def test_another_instance_name_is_another_hub(hub: FakeHub) -> None:
     user = hub.user()
     await hub.spawn(user)
@@ -838,6 +886,13 @@ async def test_the_values(hub: FakeHub, fake: FakeApiServer) -> None:
     assert "PATH" not in secret["data"]
 
 
+async def test_port_zero(hub: FakeHub, fake: FakeApiServer) -> None:
+    hub.config.LightkubeTemplateSpawner.port = 0
+    spawner = hub.prepared(hub.user())
+    assert await spawner.start() == "http://127.0.0.1:8888"
+    assert rendered(fake)["port"] == 8888
+
+
 # -- settings of KubeSpawner ----------------------------------------------------------------------
 
 
@@ -858,6 +913,25 @@ async def test_kubespawners_settings_are_defaults(hub: FakeHub) -> None:
     assert spawner.cpu_limit == 1
     assert spawner.http_timeout == 3
     assert spawner.start_timeout == 8
+
+
+async def test_kubespawners_settings_written_in_other_ways(hub: FakeHub) -> None:
+    theirs = Config()
+    theirs.KubeSpawner.environment.update({"A": "1"})
+    theirs.KubeSpawner.cpu_guarantee = DeferredConfigString("0.5")
+    hub.config.KubeSpawner = theirs.KubeSpawner
+    spawner = configured(hub, Config())
+    assert spawner.environment == {"A": "1"}
+    assert spawner.cpu_guarantee == 0.5
+
+
+async def test_kubespawners_settings_are_not_shared_between_users(hub: FakeHub) -> None:
+    """Hooks and group overrides write to a spawner's dictionaries."""
+    theirs = Config()
+    theirs.KubeSpawner.environment = {"A": "1"}
+    first = configured(hub, theirs)
+    first.environment["PASSWORD"] = "of the first"
+    assert hub.user("bob")._new_spawner("").environment == {"A": "1"}
 
 
 # -- the cluster ----------------------------------------------------------------------------------
