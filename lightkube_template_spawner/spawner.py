@@ -79,6 +79,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         self._record: Record | None = None
         self._progress_log: ProgressLog | None = None
         self._starting = False
+        self._exit_code = 0  # of a server that died by itself, until its state is cleared
         self._burial: asyncio.Task[None] | None = None
         self._notice: asyncio.Task[Any] | None = None
         self._unsubscribe: Any = None
@@ -145,7 +146,9 @@ class LightkubeTemplateSpawner(Settings, Spawner):
                 timeout=max(1.0, self._patience() - (time.monotonic() - began)),
             )
         except SpawnerError as error:
-            raise self._explained(error) from error
+            explained = self._explained(error)
+            masked = vars(explained)["jupyterhub_message"] != str(error)
+            raise explained from (None if masked else error)  # the hub logs tracebacks
         finally:
             self._starting = False
             log.close()
@@ -182,7 +185,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         if self._starting:
             return None
         if record is None or not record.live:
-            return 0
+            return self._exit_code
         if not record.ready:
             return None
         try:
@@ -193,6 +196,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             if self._burial is None or self._burial.done():
                 self._burial = asyncio.create_task(self._bury(record))
             await asyncio.shield(self._burial)
+            self._exit_code = over.code
         except Exception as error:  # noqa: BLE001 - the hub would take the server for stopped
             self._warn("cannot be polled", error)
             return None
@@ -276,6 +280,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     def clear_state(self) -> None:
         """Forget what ends with a server; its identity and what it keeps outlive it."""
         super().clear_state()
+        self._exit_code = 0
         self._forget_callbacks()  # a server that died is not stopped
         if self._record is not None and not self._record.live:
             self._record = self._record.stopped()
@@ -288,7 +293,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         known = self._record
         if known is not None and known.identity.instance == self.instance_name:
             return replace(known.identity, userid=self.user.id)
-        return Identity(self.instance_name, self._username(), str(self.name), self.user.id)
+        return Identity(self.instance_name, self._username(), self._servername(), self.user.id)
 
     def _username(self) -> str:
         """The name that this user's other servers go by; else the hub's, if nobody else has it."""
@@ -320,9 +325,19 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             for record in records
         )
 
+    def _servername(self) -> str:
+        """The hub's name, if no other server, renamed since, goes by it."""
+        name = str(self.name)
+        taken = any(
+            (record.identity.instance, record.identity.servername) == (self.instance_name, name)
+            for record in self._sibling_records()
+        )
+        return f"{name}/{self.orm_spawner.id}" if taken else name
+
     def _sibling_records(self) -> list[Record]:
-        """What the database knows of all servers of this user."""
-        states = [orm.state or {} for orm in self.user.orm_user.orm_spawners.values()]
+        """What the database knows of this user's other servers."""
+        others = self.user.orm_user.orm_spawners.values()
+        states = [other.state or {} for other in others if other is not self.orm_spawner]
         records = (Record.from_state(state.get(_STATE)) for state in states)
         return [record for record in records if record is not None]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import httpx2
 import pytest
 from jupyterhub import orm
 from jupyterhub import spawner as hub_spawner
+from jupyterhub.user import User
 from jupyterhub.utils import iterate_until
 from tornado import web
 from traitlets.config import Config
@@ -26,7 +29,7 @@ from lightkube_template_spawner import removal as removal_module
 from lightkube_template_spawner import renderer as renderers
 from lightkube_template_spawner import spawner as spawner_module
 from lightkube_template_spawner.cluster import shared
-from lightkube_template_spawner.errors import RemovalIncomplete
+from lightkube_template_spawner.errors import RemovalIncomplete, Unavailable
 from lightkube_template_spawner.identity import Identity
 from lightkube_template_spawner.renderer.worker import library_folder
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
@@ -414,6 +417,32 @@ async def test_the_grace_of_a_stop(
     assert asked.body.get("gracePeriodSeconds") == grace
 
 
+async def test_a_stop_while_the_cluster_is_away(hub: FakeHub, fake: FakeApiServer) -> None:
+    user = hub.user()
+    spawner = await hub.spawn(user)
+    fake.faults.append(down())
+    with pytest.raises(Unavailable):
+        await spawner.stop()
+    fake.faults.clear()
+    assert await spawner.poll() is None
+    await hub.stop(user)
+    assert hub.left() == KEPT
+
+
+async def test_kinds_that_are_no_longer_served(hub: FakeHub, fake: FakeApiServer) -> None:
+    await hub.spawn(hub.user())
+    state = saved(hub)
+    state[STATE]["kinds"]["example.org/v9/Gone"] = ["hub"]
+    hub.user().orm_spawners[""].state = state
+    hub.db.commit()
+    await hub.restart()
+    user = hub.user()
+    await hub.stop(user)
+    assert hub.left() == KEPT
+    await user.delete_spawners()
+    assert hub.left() == set()
+
+
 # -- poll -----------------------------------------------------------------------------------------
 
 
@@ -459,7 +488,7 @@ async def test_a_death_is_noticed_at_once_and_told_once(hub: FakeHub, fake: Fake
     spawner = await hub.spawn(user)
     die(fake)
     await until(lambda: "" not in user.spawners)
-    assert hub.stopped == [f"{ADA}::0"]  # the removal is over when the hub asks again
+    assert hub.stopped == [f"{ADA}::137"]
     assert hub.left() == KEPT
     assert await spawner.poll() == 0
     assert saved(hub)[STATE]["live"] is False
@@ -477,6 +506,8 @@ async def test_a_poll_gives_the_exit_code(hub: FakeHub, fake: FakeApiServer) -> 
     assert list(await asyncio.gather(spawner.poll(), spawner.poll())) == [3, 3]
     assert hub.left() == KEPT
     assert fake.count("DELETE .*/pods$") == 1
+    assert await spawner.poll() == 3
+    spawner.clear_state()
     assert await spawner.poll() == 0
 
 
@@ -640,6 +671,9 @@ async def test_a_token_in_an_answer_is_not_repeated(
         await spawner.start()
     assert token not in str(caught.value)
     assert token not in caplog.text
+    printed = "".join(traceback.format_exception(caught.value))
+    assert token not in printed
+    assert base64.b64encode(token.encode()).decode() not in printed
 
 
 async def test_an_api_server_that_is_away_is_not_the_users_fault(
@@ -806,6 +840,43 @@ async def test_a_new_user_of_a_former_name_is_somebody_else(
     await new.delete_spawners()
     assert hub.left() == before
     assert await hub.users[old.orm_user].spawner.poll() is None
+
+
+async def rename(hub: FakeHub, user: User, old: str, new: str) -> None:
+    """What the hub's API does."""
+    await user.spawners[old].rename(old, new)
+    user.orm_spawners[old].name = new
+    hub.db.commit()
+    user.spawners.pop(old)
+    hub.db.expire_all()
+    await hub.restart()
+
+
+@pytest.mark.parametrize("first", ["", "gpu"])
+async def test_a_renamed_server_is_the_same_server(
+    hub: FakeHub, fake: FakeApiServer, first: str
+) -> None:
+    user = hub.user()
+    await hub.spawn(user, first)
+    kept = {item for item in hub.left() if "/kept-" in item}
+    await hub.stop(user, first)
+    await rename(hub, user, first, "cpu")
+    user = hub.user()
+    await hub.spawn(user, "cpu")
+    before = hub.left()
+    (pod,) = hub.pods()
+    assert kept < before
+
+    await hub.spawn(user, first)  # a new one of the former name
+    assert before < hub.left()
+    assert fake.find("Pod", "hub", pod["metadata"]["name"]) == pod
+    await hub.stop(user, first)
+    if first:
+        await user._delete_spawner(first)
+        assert hub.left() == before
+    await hub.stop(user, "cpu")
+    await user._delete_spawner("cpu")
+    assert not kept & hub.left()
 
 
 async def test_another_instance_name_is_another_hub(hub: FakeHub) -> None:
