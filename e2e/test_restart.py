@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -118,6 +119,17 @@ async def until_state(hub: Hub, user: str, state: str) -> None:
     await until(there)
 
 
+async def until_the_hub_sees(hub: Hub, user: HubUser) -> None:
+    """Open the home page, which polls, until a poll is not hindered."""
+
+    async def seen() -> bool:
+        log = len(hub.log.read_text())
+        assert (await user.page("/hub/home")).is_success
+        return not re.search("cannot list|did not answer", hub.log.read_text()[log:])
+
+    await until(seen)
+
+
 async def until_waiting(kube: Kube, space: str, user: str) -> str:
     """Wait until the start has made its pod; its UID."""
 
@@ -221,7 +233,7 @@ async def test_a_hub_starts_while_the_api_server_is_down(
         await until_state(hub, user.name, "ready")
         await reach(user)
         way.proxy.up()
-        assert (await user.page("/hub/home")).is_success  # which polls: the hub looks again
+        await until_the_hub_sees(hub, user)
         assert uid(kube, space, user.name) == before
         kube("delete", "pod", f"jupyter-{user.name}", "-n", space)
         await until_state(hub, user.name, "stopped")
@@ -249,6 +261,7 @@ async def test_a_hub_starts_while_the_api_server_forbids_everything(
             assert uid(kube, space, user.name) == before
             given = ("-n", space, "--clusterrole=admin", f"--serviceaccount={account}")
             kube("create", "rolebinding", "powers", *given)
+            await until_the_hub_sees(hub, user)
             kube("delete", "pod", f"jupyter-{user.name}", "-n", space)
             await until_state(hub, user.name, "stopped")
             assert names(kube, space, user.name) == kept(user.name)
