@@ -24,6 +24,7 @@ from traitlets.config.loader import DeferredConfigString
 
 from lightkube_template_spawner import api as api_module
 from lightkube_template_spawner import events as events_module
+from lightkube_template_spawner import liveness
 from lightkube_template_spawner import reflector as reflector_module
 from lightkube_template_spawner import removal as removal_module
 from lightkube_template_spawner import renderer as renderers
@@ -123,8 +124,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events_module, "_LINGER", 0.01)
     monkeypatch.setattr(reflector_module, "_BACKOFF", (0.02, 0.08))
     monkeypatch.setattr(removal_module, "_CONFIRM", 0.01)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what never comes."""
     monkeypatch.setattr(spawner_module, "_POLL_PATIENCE", 0.1)
-    monkeypatch.setattr(spawner_module, "_ADOPT_PATIENCE", 0.3)
+    monkeypatch.setattr(spawner_module, "_ADOPT_PATIENCE", 0.2)
 
 
 @pytest.fixture
@@ -134,7 +140,7 @@ async def hub(fake: FakeApiServer, tmp_path: Path, chart: Path) -> AsyncIterator
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
@@ -289,6 +295,7 @@ async def test_a_state_that_is_not_ours(hub: FakeHub, state: dict[str, Any]) -> 
     json.dumps(spawner.get_state())
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("broken", [
     {"connection": None}, {"connection": "x"}, {"connection": {"kind": "Pot"}}, {"kinds": 5},
     {"namespace": "../x"}, {"connection": {"api_version": "v1", "kind": "Pod", "name": "a/b"}},
@@ -375,12 +382,14 @@ async def test_a_cancelled_start_ends_at_once(hub: FakeHub, fake: FakeApiServer)
 
 
 async def test_a_server_that_is_never_ready(hub: FakeHub) -> None:
+    await hub.spawn(hub.user("bob"))  # all is warm then
+    theirs = hub.left()
     hub.node = False
     hub.config.LightkubeTemplateSpawner.k8s_timeout = 1
     with pytest.raises(hub_spawner.SpawnException, match=f"Pod/hub/{SLUG}") as caught:
         await hub.spawn(hub.user())
     assert caught.value.reason == "timeout"
-    assert hub.left() == KEPT
+    assert hub.left() - theirs == KEPT
 
 
 async def test_a_server_that_does_not_answer_is_removed(hub: FakeHub) -> None:
@@ -392,7 +401,7 @@ async def test_a_server_that_does_not_answer_is_removed(hub: FakeHub) -> None:
 
 
 async def test_a_stop_that_fails_names_what_stays(hub: FakeHub, fake: FakeApiServer) -> None:
-    hub.config.LightkubeTemplateSpawner.stop_timeout = 0.3
+    hub.config.LightkubeTemplateSpawner.stop_timeout = 0.5
     user = hub.user()
     spawner = await hub.spawn(user)
     pod = fake.find("Pod", "hub", SLUG)
@@ -446,6 +455,7 @@ async def test_kinds_that_are_no_longer_served(hub: FakeHub, fake: FakeApiServer
 # -- poll -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("fault", [DOWN, DENIED, text(503, "no"), Fault()],
                          ids=["down", "403", "503", "silent"])  # fmt: skip
 async def test_a_cluster_that_does_not_tell_is_no_evidence(
@@ -458,9 +468,6 @@ async def test_a_cluster_that_does_not_tell_is_no_evidence(
     assert await spawner.poll() is None
     assert await spawner.get_url() == spawner.server.url
     assert await spawner.poll() is None
-    fake.faults.clear()
-    await hub.restart()
-    assert await hub.check(hub.user()) is None
     assert hub.left() == RUNNING
 
 
@@ -473,12 +480,12 @@ async def test_polls_cost_no_request(hub: FakeHub, fake: FakeApiServer) -> None:
 
 
 async def test_polls_of_a_new_hub_cost_one_list(hub: FakeHub, fake: FakeApiServer) -> None:
-    names = [f"user{number}" for number in range(20)]
+    names = [f"user{number}" for number in range(8)]
     await asyncio.gather(*(hub.spawn(hub.user(name)) for name in names))
     await hub.restart()
     fake.requests.clear()
     answers = await asyncio.gather(*(hub.check(hub.user(name)) for name in names))
-    assert answers == [None] * 20
+    assert answers == [None] * 8
     assert fake.count("GET .*/pods$") == 1
     assert len(fake.requests) <= 5
 
@@ -501,7 +508,7 @@ async def test_a_poll_gives_the_exit_code(hub: FakeHub, fake: FakeApiServer) -> 
     spawner = await hub.start(hub.user())
     spawner._check_pending = True  # the watch keeps out of it
     die(fake, 3)
-    await asyncio.sleep(0.02)
+    await until(lambda: liveness.suspicious(hub.cluster, spawner._record))
     fake.delay = 0.05
     assert list(await asyncio.gather(spawner.poll(), spawner.poll())) == [3, 3]
     assert hub.left() == KEPT
@@ -524,7 +531,7 @@ async def test_a_dead_server_that_cannot_be_removed(hub: FakeHub, fake: FakeApiS
     spawner = await hub.start(hub.user())
     fake.forbidden.update({("delete", "secrets"), ("deletecollection", "secrets")})
     die(fake)
-    await asyncio.sleep(0.02)
+    await until(lambda: liveness.suspicious(hub.cluster, spawner._record))
     assert await spawner.poll() is None  # so the hub's own stop tries again
     fake.forbidden.clear()
     await spawner.stop()
@@ -575,6 +582,7 @@ async def test_get_url_follows_the_server(hub: FakeHub, fake: FakeApiServer) -> 
     assert saved(hub)[STATE]["url"] == f"https://10.1.2.3:{hub.port}"
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("trouble", ["gone", "not ready", "forgotten", "no database"])
 async def test_get_url_never_raises(
     hub: FakeHub, fake: FakeApiServer, trouble: str, monkeypatch: pytest.MonkeyPatch
@@ -591,7 +599,7 @@ async def test_get_url_never_raises(
         spawner.load_state({})
     if trouble == "no database":
         monkeypatch.setattr(hub.db, "commit", _broken_commit)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(5):
         assert await spawner.get_url() == known
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -19,7 +21,7 @@ from jupyterhub import orm, roles
 from jupyterhub._version import __version__ as hub_version
 from jupyterhub.objects import Hub, Server
 from jupyterhub.user import User, UserDict
-from sqlalchemy import create_engine
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import StaticPool
 from traitlets.config import Config
@@ -190,17 +192,27 @@ class FakeHub:
         return [item for item in self.fake.everything() if item["kind"] == "Pod"]
 
 
-def _database() -> Any:
-    """As the hub makes it, but without Alembic, which imports the whole hub for 4 seconds."""
+@cache
+def _engine() -> tuple[Engine, bytes]:
+    """As the hub makes it, and a fresh database; one, because SQL is compiled for each engine.
+
+    Without Alembic, which imports the whole hub for 4 seconds.
+    """
     engine = create_engine("sqlite://", poolclass=StaticPool)
     orm.register_foreign_keys(engine)
     orm.Base.metadata.create_all(engine)
-    db = sessionmaker(bind=engine, expire_on_commit=False)()
-    for role in roles.get_default_roles():
-        roles.create_role(db, role)
-    db.add(orm.OAuthClient(identifier="jupyterhub", secret="", redirect_uri="", description="x"))
-    db.commit()
-    return db
+    with sessionmaker(bind=engine)() as db:
+        for role in roles.get_default_roles():
+            roles.create_role(db, role)
+        fields = {"secret": "", "redirect_uri": "", "description": "x"}
+        db.add(orm.OAuthClient(identifier="jupyterhub", **fields))
+        db.commit()
+    return engine, _raw(engine).serialize()
+
+
+def _raw(engine: Engine) -> sqlite3.Connection:
+    raw: sqlite3.Connection = engine.raw_connection().driver_connection  # type: ignore[assignment]
+    return raw
 
 
 @asynccontextmanager
@@ -212,7 +224,9 @@ async def running_hub(
     async def answer(first: str, writer: asyncio.StreamWriter) -> None:
         writer.write(whole(b"{}", extra=f"X-JupyterHub-Version: {hub_version}\r\n"))
 
-    db = _database()
+    engine, fresh = _engine()
+    _raw(engine).deserialize(fresh)
+    db = sessionmaker(bind=engine, expire_on_commit=False)()
     async with loopback(answer) as url:
         port = int(url.rpartition(":")[2])
         ours = {
@@ -234,4 +248,3 @@ async def running_hub(
             hub.quiet()
             await hub.close_cluster()
             db.close()
-            db.get_bind().dispose()
