@@ -198,13 +198,14 @@ async def run(arm: Arm, servers: int, singles: int) -> dict[str, Any]:
     return result
 
 
-async def _all(
-    do: Callable[[int], Awaitable[object]], numbers: Iterable[int]
-) -> dict[str, float | dict[str, int]]:
+async def _all(do: Callable[[int], Awaitable[object]], numbers: Iterable[int]) -> dict[str, Any]:
     gc.collect()
     with measured() as cost:
-        await asyncio.gather(*map(do, numbers))
-    return asdict(cost)
+        results = await asyncio.gather(*map(do, numbers), return_exceptions=True)
+    errors = [error for error in results if isinstance(error, BaseException)]
+    for text in sorted({repr(error) for error in errors})[:3]:
+        logging.getLogger("benchmark").warning("failed: %s", text)
+    return {**asdict(cost), "failed": len(errors)}
 
 
 async def main(name: str, namespace: str, servers: int, singles: int) -> None:

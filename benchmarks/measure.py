@@ -35,8 +35,10 @@ class Cost:
 def count_requests() -> None:
     """Count what leaves this process, below everything that could repeat or skip a request."""
     ours: Any = httpx2.AsyncHTTPTransport
-    ours.handle_async_request = _counting(ours.handle_async_request, lambda sent: str(sent.method))
-    RESTClientObject.request = _counting(RESTClientObject.request, str)
+    send = ours.handle_async_request
+    ours.handle_async_request = _counting(send, lambda request: str(request.method))
+    theirs: Any = RESTClientObject
+    theirs.request = _counting(theirs.request, str)
 
 
 def _counting(send: Callable[..., Any], method_of: Callable[[Any], str]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 from e2e import cluster
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     found = cluster.up(log=lambda text: print(text, file=sys.stderr))
+    load = os.getloadavg()[0]
     rounds: list[Round] = []
     for number in range(options.rounds):
         shift = number % len(ARMS)
@@ -41,6 +43,12 @@ def main() -> None:
             rounds[-1][arm] = run(found, arm, options.servers, options.singles)
             text = f"round {number + 1}, {arm}: {rounds[-1][arm]['start']['seconds']:.2f} s"
             print(text, file=sys.stderr, flush=True)
+    today = datetime.now(tz=UTC).date()
+    print(
+        f"{today}, {found.provider} cluster, {os.cpu_count()} cores, Python "
+        f"{sys.version_info.major}.{sys.version_info.minor}, {options.rounds} rounds, "
+        f"load average {load:.1f} before and {os.getloadavg()[0]:.1f} after\n"
+    )
     print(report(rounds, options.servers))
 
 
@@ -53,7 +61,9 @@ def run(found: cluster.Cluster, arm: str, servers: int, singles: int) -> Result:
     environment = {**os.environ, "KUBECONFIG": str(found.kubeconfig), "NO_PROXY": "*"}
     command = [sys.executable, "-m", "benchmarks.arms", arm, namespace, str(servers), str(singles)]
     try:
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, check=True, timeout=900
+        )
     finally:
         kube("delete", "namespace", namespace, "--wait")
     return dict(json.loads(done.stdout))
@@ -96,6 +106,7 @@ def figures(servers: int) -> list[tuple[str, int, Callable[[Result], float]]]:
         ("one start alone, median, ms", 0, lambda r: statistics.median(r["singles"]) * 1e3),
         ("stop all at once, s", 2, lambda r: r["stop"]["seconds"]),
         ("hub CPU a stop, ms", 2, lambda r: r["stop"]["cpu"] / servers * 1e3),
+        ("starts and stops that failed", 0, lambda r: r["start"]["failed"] + r["stop"]["failed"]),
         ("requests a stop", 2, lambda r: sum(r["stop"]["requests"].values()) / servers),
     ]
 
