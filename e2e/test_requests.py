@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-import anyio
 import pytest
 
 from e2e.apiproxy import ApiProxy, counting
@@ -58,10 +57,8 @@ async def test_requests_are_those_that_change_something(
         assert counted.since(mark, but=PENDING) == WITH_VOLUMES
 
         mark = counted.mark()
-        for _ in range(10):
-            async with anyio.create_task_group() as group:
-                for _ in range(10):
-                    group.start_soon(poll, ada)
+        for _ in range(100):
+            await poll(ada)
         assert counted.since(mark) == {}
 
         for user in (ada, bob):
@@ -89,7 +86,5 @@ async def test_requests_are_those_that_change_something(
 async def poll(user: HubUser) -> None:
     """Ask for the server that runs already: the hub polls it before it refuses."""
     answer = await user.try_api("POST", f"users/{user.name}/server")
-    assert (answer.status_code, answer.json()["message"]) == (
-        400,
-        f"{user.name} is already running",
-    )
+    assert answer.status_code == 400, answer.text
+    assert "ada is already running" in answer.text
