@@ -179,6 +179,12 @@ def die(fake: FakeApiServer, code: int = 137) -> None:
     )
 
 
+async def seen_dead(hub: FakeHub, spawner: LightkubeTemplateSpawner) -> None:
+    record = spawner._record
+    assert record is not None
+    await until(lambda: liveness.suspicious(hub.cluster, record))
+
+
 # -- a life ---------------------------------------------------------------------------------------
 
 
@@ -339,6 +345,14 @@ async def test_a_start_that_fails_is_removed_by_the_hub(hub: FakeHub, fake: Fake
     assert hub.left() == KEPT
     assert await spawner.poll() == 0
     assert saved(hub)[STATE]["live"] is False
+
+    hub.node = True
+    spawner = await hub.spawn(user)
+    assert await spawner.poll() is None
+    fake.requests.clear()
+    await hub.stop(user)
+    assert hub.left() == KEPT
+    assert fake.count("PATCH") == 0
 
 
 async def test_between_a_failed_start_and_stop_poll_says_running(
@@ -508,7 +522,7 @@ async def test_a_poll_gives_the_exit_code(hub: FakeHub, fake: FakeApiServer) -> 
     spawner = await hub.start(hub.user())
     spawner._check_pending = True  # the watch keeps out of it
     die(fake, 3)
-    await until(lambda: liveness.suspicious(hub.cluster, spawner._record))
+    await seen_dead(hub, spawner)
     fake.delay = 0.05
     assert list(await asyncio.gather(spawner.poll(), spawner.poll())) == [3, 3]
     assert hub.left() == KEPT
@@ -531,7 +545,7 @@ async def test_a_dead_server_that_cannot_be_removed(hub: FakeHub, fake: FakeApiS
     spawner = await hub.start(hub.user())
     fake.forbidden.update({("delete", "secrets"), ("deletecollection", "secrets")})
     die(fake)
-    await until(lambda: liveness.suspicious(hub.cluster, spawner._record))
+    await seen_dead(hub, spawner)
     assert await spawner.poll() is None  # so the hub's own stop tries again
     fake.forbidden.clear()
     await spawner.stop()
@@ -899,7 +913,7 @@ async def test_another_instance_name_is_another_hub(hub: FakeHub) -> None:
 @pytest.mark.parametrize("name", ["a@b", "../x", "Ünï çødé", "x" * 255, "a b/c", "---"])
 async def test_odd_server_names_of_old_hubs(hub: FakeHub, fake: FakeApiServer, name: str) -> None:
     user = hub.user()
-    user._new_orm_spawner(name, name)
+    hub.add_server(user, name)
     spawner = user.spawners[name]
     assert await spawner.poll() == 0
     await hub.start(user, name)

@@ -108,10 +108,17 @@ class FakeHub:
             self.db.commit()
         return self.users[orm_user]
 
+    def add_server(self, user: User, name: str) -> None:
+        if name not in user.orm_spawners:
+            orm_spawner = orm.Spawner(name=name)
+            self.db.add(orm_spawner)
+            orm_spawner.user = user.orm_user
+            self.db.commit()
+
     async def spawn(self, user: User, name: str = "", **arguments: Any) -> LightkubeTemplateSpawner:
         """What ``spawn_single_user`` of the hub's handlers does."""
-        spawner = user.get_or_create_spawner(name, "", replace_failed=True)
-        user.spawners[name] = spawner
+        self.add_server(user, name)
+        spawner = user.get_spawner(name, replace_failed=True)
         spawner._spawn_pending = True
         spawner._spawn_future = asyncio.ensure_future(user.spawn(name, **arguments))
         try:
@@ -130,8 +137,7 @@ class FakeHub:
 
     def prepared(self, user: User, name: str = "") -> LightkubeTemplateSpawner:
         """A spawner as ``User.spawn`` leaves it right before ``start``."""
-        if name not in user.orm_spawners:
-            user._new_orm_spawner(name, name)
+        self.add_server(user, name)
         spawner = user.spawners[name]
         orm_server = orm.Server(base_url=f"{user.base_url}{name}")
         self.db.add(orm_server)
