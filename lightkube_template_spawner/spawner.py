@@ -137,7 +137,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         try:
             launcher = await self._launcher()
             log.tell("Rendering the template", 2)
-            documents = await self._render(launcher.identity)
+            documents = await self._rendered(launcher.identity)
             record = await launcher.launch(
                 documents,
                 before=self._record,
@@ -371,6 +371,16 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         )
         log = self._progress_log or ProgressLog()
         return Launcher(self._cluster(), self.identity, rules, route, self.log, log.tell)
+
+    async def _rendered(self, identity: Identity) -> Mapping[str, list[Any]]:
+        """What the template makes, within the time of a start."""
+        patience = self._patience()
+        with anyio.move_on_after(patience):
+            return await self._render(identity)
+        raise StartTimeout(
+            f"not ready after {patience:.0f} s: waited for the API server's version, or for "
+            "`extra_vars`"
+        )
 
     async def _render(self, identity: Identity) -> Mapping[str, list[Any]]:
         path = Path(self.template_path) if self.template_path else default_chart()

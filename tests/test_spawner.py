@@ -406,6 +406,24 @@ async def test_a_server_that_is_never_ready(hub: FakeHub) -> None:
     assert hub.left() - theirs == KEPT
 
 
+async def _never(spawner: Any) -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("who", ["API server", "extra_vars"])
+async def test_who_is_silent_before_anything_is_rendered_is_named(
+    hub: FakeHub, fake: FakeApiServer, who: str
+) -> None:
+    hub.config.LightkubeTemplateSpawner.start_timeout = 3
+    if who == "extra_vars":
+        hub.config.LightkubeTemplateSpawner.extra_vars = _never
+    else:
+        fake.faults.append(down(Fault()))
+    with pytest.raises(hub_spawner.SpawnException, match=who) as caught:
+        await hub.spawn(hub.user())
+    assert caught.value.reason == "timeout"
+
+
 async def test_a_server_that_does_not_answer_is_removed(hub: FakeHub) -> None:
     hub.config.LightkubeTemplateSpawner.port = 1
     hub.config.LightkubeTemplateSpawner.http_timeout = 1
