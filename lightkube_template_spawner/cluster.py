@@ -111,6 +111,7 @@ class Cluster:
         """The shared store of a kind in a namespace; opened at the first call."""
         full = (full or kind.kind in _WITH_STATUS) and kind.kind != "Secret"
         scope = namespace if kind.namespaced else None
+        full = full or (kind, scope, True) in self._reflectors  # one that keeps more is there
         key = (kind, scope, full)
         if key not in self._reflectors:
             self._reflectors[key] = Reflector(
