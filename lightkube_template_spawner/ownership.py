@@ -52,7 +52,9 @@ def describe(metadata: Mapping[str, Any]) -> str:
         text = f"it belongs to user {user!r} of hub instance {labels.get(INSTANCE)!r}"
         server = annotations.get(SERVERNAME) or labels.get(SERVERNAME)
         return f"{text}, server {server!r}" if server else text
-    managers = sorted({str(f.get("manager")) for f in metadata.get("managedFields") or ()})
+    fields = metadata.get("managedFields") or ()
+    # Who writes the status has not made the object.
+    managers = sorted({str(f.get("manager")) for f in fields if not f.get("subresource")})
     return f"it was made by {', '.join(managers) or 'somebody else'} and carries no owner label"
 
 

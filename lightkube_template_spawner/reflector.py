@@ -127,6 +127,11 @@ class Changes:
         for callback in tuple(self._callbacks.get(owner, ())):
             callback()
 
+    def notify_all(self) -> None:
+        """A store was filled: who waits for what is not in it must look again."""
+        for owner in tuple(self._callbacks):
+            self.notify(owner)
+
     async def wait_until(self, owner: str, predicate: Callable[[], T | None]) -> T:
         """Wait until ``predicate`` gives something else than None; it reads stores only."""
         changed = asyncio.Event()
@@ -281,7 +286,7 @@ class Reflector:
             if not page.metadata.get("continue"):
                 break
             params["continue"] = page.metadata["continue"]
-        before = dict(self._store)
+        before, first = dict(self._store), not self._synced
         self._version = page.metadata["resourceVersion"]
         self._synced, self.error = True, None
         self.relists += 1
@@ -291,6 +296,8 @@ class Reflector:
             old = before.get(key)
             if old is None or old.meta.resource_version != live.meta.resource_version:
                 self._remember(live)
+        if first:
+            self._changes.notify_all()
         self._attempted()
 
     async def _watch(self) -> int:
