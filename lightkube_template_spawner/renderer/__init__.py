@@ -181,23 +181,30 @@ class _HelmRenderer:
         try:
             documents = await self._run(request)
             objects = _parsed(documents)
+            rendered = Rendered(documents, objects, chart.digest)
             probe = guard.probe(plain, tainted, trusted)
             if probe is not None:
-                guard.compare(objects, await self._probed(request, probe), probe)
+                guard.compare(objects, await self._probed(request, probe, rendered), probe)
         except TemplateError as error:
             raise type(error)(payload.masked(str(error), plain)) from None
         if judged is not None and len(self._fitting) < _FITTING_KEPT:
             self._fitting.add(judged)
-        return Rendered(documents, objects, chart.digest)
+        return rendered
 
     async def aclose(self) -> None:
         self._forget()
         await self._engine.aclose()
 
-    async def _probed(self, request: Request, probe: guard.Probe) -> dict[str, list[Any]]:
+    async def _probed(
+        self, request: Request, probe: guard.Probe, first: Rendered
+    ) -> dict[str, list[Any]]:
+        """Render with canaries; files in which none shows are not read a second time."""
         chart, values = request.chart.without_schema, payload.to_json(probe.values)
         try:
-            return _parsed(await self._run(replace(request, chart=chart, values=values)))
+            texts = await self._run(replace(request, chart=chart, values=values))
+            changed = {p: text for p, text in texts.items() if first.documents.get(p) != text}
+            same = {p: first.objects[p] for p in texts if p not in changed}
+            return {**same, **_parsed(changed)}
         except TemplateError as error:
             names = sorted(set(probe.places.values()))
             raise TemplateError(
