@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -67,23 +67,29 @@ class EventFeed:
         self._namespace = namespace
         self._log = log
         self._recent: deque[Event] = deque(maxlen=_KEPT)
-        self._listeners: set[Callable[[Event], None]] = set()
+        self._listeners: dict[Callable[[Event], None], Container[str]] = {}
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.TimerHandle | None = None
 
     @contextmanager
-    def listen(self, listener: Callable[[Event], None]) -> Iterator[EventFeed]:
-        """Hear every event from now on; the watch ends a minute after the last listener left."""
+    def listen(
+        self, listener: Callable[[Event], None], uids: Container[str] = ()
+    ) -> Iterator[EventFeed]:
+        """Hear every event from now on; the watch ends a minute after the last listener left.
+
+        An event that is about one of a listener's ``uids``, a set that may grow, is told to that
+        listener only: a class that starts together must not hear all of each other's.
+        """
         if self._closing is not None:
             self._closing.cancel()
             self._closing = None
-        self._listeners.add(listener)
+        self._listeners[listener] = uids
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         try:
             yield self
         finally:
-            self._listeners.discard(listener)
+            self._listeners.pop(listener, None)
             if not self._listeners:
                 self._closing = asyncio.get_running_loop().call_later(_LINGER, self.close)
 
@@ -136,5 +142,6 @@ class EventFeed:
 
     def _tell(self, event: Event) -> None:
         self._recent.append(event)
-        for listener in tuple(self._listeners):
+        known = [listener for listener, uids in self._listeners.items() if event.uid in uids]
+        for listener in known or tuple(self._listeners):
             listener(event)

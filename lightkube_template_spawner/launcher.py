@@ -73,7 +73,7 @@ class Launcher:
                 record = self._record(plan, before)
                 save(record)
                 uids: set[str] = set()
-                with feed.listen(lambda event: self._hear(event, uids, record)):
+                with feed.listen(lambda event: self._hear(event, uids, record), uids):
                     record = await self._apply(plan, kinds, record, uids, feed)
                     save(record)
                     url = await self._wait_until_ready(plan, record, waiting)
@@ -295,10 +295,9 @@ class Launcher:
         """Tell the user of events about this server's objects, pods of its controllers included."""
         if event.is_routine:
             return
-        mine = event.uid in uids or any(
+        if event.uid in uids or any(
             live.meta.uid == event.uid for live in liveness.pods(self.cluster, record)
-        )
-        if mine:
+        ):
             self._say(event)
 
     def _say(self, event: Event) -> None:

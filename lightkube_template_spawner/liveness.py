@@ -44,7 +44,7 @@ async def watch(cluster: Cluster, record: Record) -> list[Reflector]:
 def pods(cluster: Cluster, record: Record) -> Iterator[Live]:
     """The server's pods, whoever made them."""
     for live in cluster.objects_of(record.identity.owner):
-        if str(live.kind) == "v1/Pod" and record.identity.owns_as_server(live.meta.labels):
+        if live.kind.kind == "Pod" and record.identity.owns_as_server(live.meta.labels):
             yield live
 
 
