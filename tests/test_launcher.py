@@ -510,7 +510,7 @@ async def until(condition: Callable[[], object]) -> None:
 async def test_a_server_that_is_never_ready(world: World, fake: FakeApiServer) -> None:
     world.node = False
     with pytest.raises(StartTimeout, match="Service/hub/s: no endpoint is ready yet"):
-        await world.launch(timeout=0.3)
+        await world.launch(timeout=1.5)
     assert world.left() == ALL  # the hub calls stop; a start cleans nothing up
 
 
@@ -545,7 +545,7 @@ async def test_watches_that_break_while_waiting(world: World, fake: FakeApiServe
 async def test_a_watch_that_is_refused_is_named(world: World, fake: FakeApiServer) -> None:
     fake.forbidden.add(("watch", "endpointslices"))
     with pytest.raises(SpawnerError, match="cannot watch"):
-        await world.launch(timeout=0.3)
+        await world.launch(timeout=1.5)
 
 
 async def test_events_are_told(world: World, fake: FakeApiServer) -> None:
