@@ -108,7 +108,8 @@ class Launcher:
     async def _open_stores(self, plan: Plan, kinds: Mapping[tuple[str, str], Kind]) -> None:
         """Share one watch a kind and namespace: leftovers and held objects then cost no request."""
         pods = await self.cluster.discovery.kind(*liveness.POD)
-        stores = [self.cluster.reflector(pods, self.rules.namespace)]
+        home = plan.connection.namespace or self.rules.namespace
+        stores = [self.cluster.reflector(pods, home)]
         for item in plan.objects:
             full = item is plan.connection or _waits(item)
             stores.append(
@@ -202,6 +203,7 @@ class Launcher:
     async def _wait_until_ready(self, plan: Plan, record: Record, waiting: _Waiting) -> str:
         watched = [o for o in plan.objects if o is plan.connection or _waits(o)]
         bare = {o.name for o in plan.objects if o.kind == ("v1", "Pod")}
+        seen: set[str] = set()
 
         def ready() -> str | None:
             for live in liveness.pods(self.cluster, record):
@@ -209,7 +211,7 @@ class Launcher:
                 if over:
                     raise StartFailed(f"{live.reference} ended before it was ready: {over.reason}")
             for item in watched:
-                verdict = self._judge(item, record)
+                verdict = self._judge(item, record, seen)
                 if verdict.state is State.FAILED:
                     raise StartFailed(f"{item.reference}: {verdict.message}")
                 if not verdict.ready:
@@ -219,10 +221,14 @@ class Launcher:
 
         return await self.cluster.changes.wait_until(self.identity.owner, ready)
 
-    def _judge(self, item: Planned, record: Record) -> Status:
+    def _judge(self, item: Planned, record: Record, seen: set[str]) -> Status:
+        """The status of one object; ``seen`` are those that the watch has shown before."""
         live = self._find(item.kind, item.namespace, item.name)
+        if live is None and item.reference in seen:
+            return Status(State.FAILED, "it was deleted while the server started")
         if live is None:
             return Status(State.IN_PROGRESS, "it is being created")
+        seen.add(item.reference)
         connection = record.connection
         if item.rank == manifests.LAST and connection and live.meta.uid != connection.uid:
             return Status(State.IN_PROGRESS, "an earlier one is still there")
@@ -326,7 +332,8 @@ def _server_pod(plan: Plan) -> str:
         return plan.connection.name
     selector = (plan.connection.manifest.get("spec") or {}).get("selector")
     for item in plan.objects:
-        if item.kind == ("v1", "Pod") and isinstance(selector, Mapping):
+        beside = item.namespace == plan.connection.namespace  # where a Service looks
+        if item.kind == ("v1", "Pod") and beside and isinstance(selector, Mapping):
             labels = item.manifest["metadata"]["labels"]
             if selector.items() <= labels.items():
                 return item.name

@@ -35,7 +35,7 @@ async def watch(cluster: Cluster, record: Record) -> list[Reflector]:
         if kind.kind == "Service" and kind.group == "":
             slices = await cluster.discovery.kind(*SLICE)
             stores.append(cluster.reflector(slices, connection.namespace))
-    stores.append(cluster.reflector(await cluster.discovery.kind(*POD), record.namespace))
+    stores.append(cluster.reflector(await cluster.discovery.kind(*POD), record.pods_in))
     for store in stores:
         await store.sync()
     return stores
@@ -64,7 +64,7 @@ def suspicious(cluster: Cluster, record: Record) -> bool:
         return False
     names = {(connection.kind, connection.namespace, connection.name)}
     if record.pod:
-        names.add(("Pod", record.namespace, record.pod))
+        names.add(("Pod", record.pods_in, record.pod))
     for live in cluster.objects_of(record.identity.owner):
         healthy = not live.meta.deletion_timestamp
         if healthy and live.kind.kind == "Pod" and live.parts:
@@ -89,7 +89,7 @@ async def ended(cluster: Cluster, record: Record, log: logging.Logger) -> Ended 
     where = (connection.namespace, connection.name)
     over = await _object_ended(cluster, stores[0], where, connection.uid, log)
     if over is None and record.pod and connection.kind != "Pod":
-        over = await _object_ended(cluster, stores[-1], (record.namespace, record.pod), "", log)
+        over = await _object_ended(cluster, stores[-1], (record.pods_in, record.pod), "", log)
     return over
 
 

@@ -56,6 +56,11 @@ class Record:
         return state
 
     @property
+    def pods_in(self) -> str:
+        """The namespace of the server's pods: a Service, too, finds them in its own only."""
+        return (self.connection and self.connection.namespace) or self.namespace
+
+    @property
     def namespaces(self) -> tuple[str, ...]:
         """Every namespace that holds, or may hold, objects of this server."""
         places = [*self.kinds.values(), *self.retained.values(), (self.namespace,)]

@@ -16,6 +16,7 @@ import pytest
 
 from lightkube_template_spawner import api as api_module
 from lightkube_template_spawner import events as events_module
+from lightkube_template_spawner import liveness
 from lightkube_template_spawner import reflector as reflector_module
 from lightkube_template_spawner import removal as removal_module
 from lightkube_template_spawner.cluster import Cluster
@@ -123,7 +124,8 @@ class World:
             for pod in self.fake.everything():
                 new = pod["kind"] == "Pod" and "status" not in pod
                 if self.node and new and "deletionTimestamp" not in pod["metadata"]:
-                    self.fake.run_pod("hub", pod["metadata"]["name"])
+                    where = pod["metadata"]["namespace"], pod["metadata"]["name"]
+                    self.fake.run_pod(*where)
 
     async def stop(self, record: Record) -> None:
         await Removal(self.cluster, log).stop(record, LIFECYCLE, timeout=2)
@@ -643,3 +645,29 @@ async def test_twenty_at_once(world: World, fake: FakeApiServer) -> None:
     assert fake.count("WATCH") == 6
     await asyncio.gather(*map(world.stop, records))
     assert {item.split("/")[0] for item in world.left()} == {"PersistentVolumeClaim"}
+
+
+async def test_a_pod_deleted_during_the_start_is_told(world: World, fake: FakeApiServer) -> None:
+    world.node = False
+    files = chart()
+    del files["service"]
+    files["pod"]["metadata"]["annotations"] = CONNECTION
+    starting = asyncio.create_task(world.launch(files))
+    await until(lambda: any("Waiting for Pod/hub/s" in text for text in world.told))
+    fake.remove("Pod", "hub", "s")
+    with pytest.raises(StartFailed, match="Pod/hub/s: it was deleted"):
+        await starting
+
+
+async def test_the_servers_pod_is_where_its_service_is(world: World, fake: FakeApiServer) -> None:
+    """It is looked for there, not in the hub's own namespace."""
+    files = chart()
+    for name in ("pod", "service", "secret"):
+        files[name]["metadata"] = {**files[name]["metadata"], "namespace": "other"}
+    files["pod"]["spec"]["volumes"] = []
+    record = await world.launch(files, rules=replace(RULES, namespaces=("other",)))
+    assert record.pods_in == "other"
+    assert await liveness.ended(world.cluster, record, log) is None
+    fake.remove("Pod", "other", "s")
+    await until(lambda: liveness.suspicious(world.cluster, record))
+    assert await liveness.ended(world.cluster, record, log) is not None
