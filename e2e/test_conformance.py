@@ -1,4 +1,4 @@
-"""The two apply preconditions that ownership rests on; cluster: E2E_KUBECONFIG, else KUBECONFIG.
+"""The two apply preconditions that ownership rests on, on any cluster given as E2E_KUBECONFIG.
 
 ``metadata.resourceVersion: "1"`` may only create, ``metadata.uid`` only update that very object.
 Needs ConfigMaps in one namespace (E2E_NAMESPACE, else "default"), and lightkube; nothing else.
@@ -15,15 +15,19 @@ from lightkube_template_spawner.api import Api, Kind
 from lightkube_template_spawner.errors import ClusterError, Conflict
 
 CONFIG = Kind("", "v1", "ConfigMap", "configmaps", namespaced=True)
-KUBECONFIG = os.environ.get("E2E_KUBECONFIG") or os.environ.get("KUBECONFIG")
 SPACE = os.environ.get("E2E_NAMESPACE", "default")
 
 
+@pytest.fixture
+def kubeconfig(request: pytest.FixtureRequest) -> str:
+    """A given cluster need have nothing else that the other tests want of one."""
+    given = os.environ.get("E2E_KUBECONFIG")
+    return given or str(request.getfixturevalue("cluster").kubeconfig)
+
+
 @pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.skipif(not KUBECONFIG, reason="set E2E_KUBECONFIG or KUBECONFIG")
-async def test_apply_preconditions() -> None:
-    api = Api(KUBECONFIG)
+async def test_apply_preconditions(kubeconfig: str) -> None:
+    api = Api(kubeconfig)
     name = f"conformance-{uuid.uuid4().hex[:8]}"
     path = CONFIG.path(SPACE, name)
 
