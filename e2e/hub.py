@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -90,8 +90,7 @@ class Hub:
         self._given_environment = dict(environment or {})
         self._connect_address = connect_address
         bound = hub_ip or connect_address
-        public, proxy_api = _free_port("127.0.0.1"), _free_port("127.0.0.1")
-        self._hub_port = _free_port(bound)
+        public, proxy_api, self._hub_port = _free_ports("127.0.0.1", "127.0.0.1", bound)
         self.url = f"http://127.0.0.1:{public}"
         self._proxy_api_url = f"http://127.0.0.1:{proxy_api}"
         self._config = BASE_CONFIG.format(
@@ -250,10 +249,11 @@ def _config_text(config: str | Mapping[str, Mapping[str, object]]) -> str:
     return "".join(f"c.{owner}.{trait} = {value!r}\n" for owner, trait, value in settings)
 
 
-def _free_port(address: str) -> int:
-    with socket.create_server((address, 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+def _free_ports(*addresses: str) -> list[int]:
+    """Ports that differ: each is held until all are found, or one could be given twice."""
+    with ExitStack() as held:
+        found = [held.enter_context(socket.create_server((name, 0))) for name in addresses]
+        return [int(one.getsockname()[1]) for one in found]
 
 
 def _popen(
