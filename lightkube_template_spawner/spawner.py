@@ -16,16 +16,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
-from jupyterhub import orm
 from jupyterhub import spawner as hub_spawner
 from jupyterhub.spawner import Spawner
-from sqlalchemy import Text, literal_column, select
 from sqlalchemy.orm import object_session
 from tornado import web
 from traitlets import Integer, default, validate
 from traitlets.config.loader import DeferredConfig, LazyConfigValue
 
-from lightkube_template_spawner import liveness, renderer, values
+from lightkube_template_spawner import liveness, names, renderer, values
 from lightkube_template_spawner.cluster import Cluster, shared
 from lightkube_template_spawner.connection import Route
 from lightkube_template_spawner.errors import (
@@ -48,7 +46,6 @@ from lightkube_template_spawner.removal import Removal
 from lightkube_template_spawner.settings import Settings, default_chart
 from lightkube_template_spawner.status import Ended
 
-_STATE = "lightkube_template_spawner"
 _POLL_PATIENCE = 2.0  # seconds that a poll waits for a first list: the hub's start waits for polls
 _ADOPT_PATIENCE = 2.5  # the same for a server that was ready when the former hub ended
 _PORT = 8888
@@ -265,17 +262,17 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         """What the hub's database keeps: no manifest, no environment, no token."""
         state = dict(super().get_state())
         if self._record is not None:
-            state[_STATE] = self._record.to_state()
+            state[names.STATE] = self._record.to_state()
             state["namespace"] = self._record.namespace
             # KubeSpawner's names for them, for tools that read its state.
-            names = {"pod_name": self._record.pod, "pvc_name": self._record.pvc}
-            state.update({key: name for key, name in names.items() if name})
+            theirs = {"pod_name": self._record.pod, "pvc_name": self._record.pvc}
+            state.update({key: name for key, name in theirs.items() if name})
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what ``get_state`` gave; another spawner's state is left alone."""
         super().load_state(state)
-        self._record = Record.from_state(state.get(_STATE))
+        self._record = Record.from_state(state.get(names.STATE))
 
     def clear_state(self) -> None:
         """Forget what ends with a server; its identity and what it keeps outlive it."""
@@ -293,53 +290,10 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         known = self._record
         if known is not None and known.identity.instance == self.instance_name:
             return replace(known.identity, userid=self.user.id)
-        return Identity(self.instance_name, self._username(), self._servername(), self.user.id)
-
-    def _username(self) -> str:
-        """The name that this user's other servers go by; else the hub's, if nobody else has it."""
-        for sibling in self._sibling_records():
-            if sibling.identity.instance == self.instance_name:
-                return sibling.identity.username
-        name = str(self.user.name)
-        # No name has a slash, so this one is nobody else's.
-        return f"{name}/{self.user.id}" if self._is_taken(name) else name
-
-    def _is_taken(self, name: str) -> bool:
-        """Whether a user who was renamed since still goes by this name in the cluster."""
-        session = object_session(self.orm_spawner)
-        if session is None:
-            return False
-        state = literal_column("spawners.state", Text)  # the text: the hub's type reads JSON
-        others = session.scalars(
-            select(state)
-            .select_from(orm.Spawner)
-            .where(
-                orm.Spawner.user_id != self.user.id,
-                state.contains(f'"username": {json.dumps(name)}', autoescape=True),
-            )
+        instance = self.instance_name
+        return Identity(
+            instance, names.username(self, instance), names.servername(self, instance), self.user.id
         )
-        records = [Record.from_state(json.loads(other).get(_STATE)) for other in others]
-        return any(
-            record is not None
-            and (record.identity.instance, record.identity.username) == (self.instance_name, name)
-            for record in records
-        )
-
-    def _servername(self) -> str:
-        """The hub's name, if no other server, renamed since, goes by it."""
-        name = str(self.name)
-        taken = any(
-            (record.identity.instance, record.identity.servername) == (self.instance_name, name)
-            for record in self._sibling_records()
-        )
-        return f"{name}/{self.orm_spawner.id}" if taken else name
-
-    def _sibling_records(self) -> list[Record]:
-        """What the database knows of this user's other servers."""
-        others = self.user.orm_user.orm_spawners.values()
-        states = [other.state or {} for other in others if other is not self.orm_spawner]
-        records = (Record.from_state(state.get(_STATE)) for state in states)
-        return [record for record in records if record is not None]
 
     def _cluster(self) -> Cluster:
         return shared(
@@ -439,7 +393,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
 
     async def _purge(self) -> None:
         identity = self.identity
-        records = [*self._sibling_records(), *([self._record] if self._record else [])]
+        records = [*names.siblings(self), *([self._record] if self._record else [])]
         known: dict[str, tuple[str, ...]] = {}
         for record in records:
             for kind, places in [*record.kinds.items(), *record.retained.items()]:
