@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 from jupyterhub import orm, roles
@@ -27,6 +27,7 @@ from sqlalchemy.pool import StaticPool
 from traitlets.config import Config
 
 from lightkube_template_spawner import cluster as clusters
+from lightkube_template_spawner.api import Api
 from lightkube_template_spawner.cluster import Cluster
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from tests.support.connect import connect
@@ -38,19 +39,19 @@ log = logging.getLogger("hub")
 
 
 @dataclass
-class FakeHub:
-    """One hub on one API server; its users' pods answer on ``port`` of this machine."""
+class LocalHub:
+    """One hub in this process, on one API server; its users' pods answer on ``port``."""
 
-    fake: FakeApiServer
-    folder: Path
     config: Config
     db: Any
     port: int
-    node: bool = True  # runs every pod as soon as it is created
-    hooks: list[Any] = field(default_factory=list)  # called with each request and its moment
+    connect: Callable[[], Api]  # what a new hub process makes of its kubeconfig
     stopped: list[str] = field(default_factory=list)  # servers that the hub found dead
     settings: dict[str, Any] = field(default_factory=dict)
     users: Any = None
+
+    def __post_init__(self) -> None:
+        self.kubeconfig = self.config.LightkubeTemplateSpawner.kubeconfig
 
     def boot(self) -> None:
         """A new hub process on the database as it is."""
@@ -65,15 +66,13 @@ class FakeHub:
             **self.settings,
         }
         self.users = UserDict(lambda: self.db, self.settings)
-        self.fake.on_request = self._seen
 
     @property
     def key(self) -> tuple[asyncio.AbstractEventLoop, str, str, str]:
-        return asyncio.get_running_loop(), str(self.folder / "kubeconfig"), "", INSTANCE
+        return asyncio.get_running_loop(), self.kubeconfig, "", INSTANCE
 
     def open_cluster(self) -> None:
-        api = connect(self.folder, transport=self.fake)
-        clusters._shared[self.key] = Cluster(api, INSTANCE, log)
+        clusters._shared[self.key] = Cluster(self.connect(), INSTANCE, log)
 
     @property
     def cluster(self) -> Cluster:
@@ -175,6 +174,20 @@ class FakeHub:
         spawner._check_pending = False
         return status  # type: ignore[no-any-return]
 
+
+@dataclass
+class FakeHub(LocalHub):
+    """On the API server in memory."""
+
+    fake: FakeApiServer = field(default_factory=FakeApiServer)
+    folder: Path = Path()
+    node: bool = True  # runs every pod as soon as it is created
+    hooks: list[Any] = field(default_factory=list)  # called with each request and its moment
+
+    def boot(self) -> None:
+        super().boot()
+        self.fake.on_request = self._seen
+
     def _seen(self, seen: Seen, moment: str) -> None:
         for hook in self.hooks:
             hook(seen, moment)
@@ -221,10 +234,23 @@ def _raw(engine: Engine) -> sqlite3.Connection:
     return raw
 
 
+Made = TypeVar("Made", bound=LocalHub)
+
+
 @asynccontextmanager
 async def running_hub(
     fake: FakeApiServer, folder: Path, chart: Path, **config: Any
 ) -> AsyncIterator[FakeHub]:
+    """A hub on the API server in memory."""
+    ours = {"kubeconfig": str(folder / "kubeconfig"), "template_path": str(chart), **config}
+    made = partial(connect, folder, transport=fake)
+    make = partial(FakeHub, connect=made, fake=fake, folder=folder)
+    async with local_hub(make, **ours) as hub:
+        yield hub
+
+
+@asynccontextmanager
+async def local_hub(make: Callable[..., Made], **config: Any) -> AsyncIterator[Made]:
     """A hub whose database is in memory, and one web server for all its users' servers."""
 
     async def answer(first: str, writer: asyncio.StreamWriter) -> None:
@@ -236,16 +262,14 @@ async def running_hub(
     async with loopback(answer) as url:
         port = int(url.rpartition(":")[2])
         ours = {
-            "kubeconfig": str(folder / "kubeconfig"),
             "instance_name": INSTANCE,
             "namespace": "hub",
-            "template_path": str(chart),
             "port": port,
             "start_timeout": 8,
             "http_timeout": 3,
             **config,
         }
-        hub = FakeHub(fake, folder, Config({"LightkubeTemplateSpawner": ours}), db, port)
+        hub = make(config=Config({"LightkubeTemplateSpawner": ours}), db=db, port=port)
         hub.open_cluster()
         hub.boot()
         try:
