@@ -178,6 +178,12 @@ class Hub:
         await self.stop()
         await self.start()
 
+    @property
+    def pid(self) -> int:
+        """The hub's own process."""
+        assert self._hub is not None, "it was never started"
+        return self._hub.pid
+
     async def _wait_for_end(self, process: subprocess.Popen[bytes]) -> None:
         try:
             await anyio.to_thread.run_sync(process.wait, 30)

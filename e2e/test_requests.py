@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from e2e.apiproxy import ApiProxy, counting
 from e2e.cluster import Cluster
 from e2e.conftest import CHARTS, Kube, MakeHub, signed_in
+from e2e.faultproxy import FaultProxy, KubeConfig
 from e2e.user import HubUser
 
 pytestmark = pytest.mark.anyio
@@ -22,8 +22,8 @@ STOPPED = {("deletecollection", "pods"): 1, ("deletecollection", "secrets"): 1}
 
 
 @pytest.fixture
-async def counted(cluster: Cluster, tmp_path: Path) -> AsyncGenerator[ApiProxy]:
-    async with counting(cluster.kubeconfig, tmp_path) as counted:
+def counted(kube: Kube) -> Iterator[FaultProxy]:
+    with FaultProxy(KubeConfig(kube)) as counted:
         yield counted
 
 
@@ -33,10 +33,15 @@ async def start(user: HubUser) -> None:
 
 
 async def test_requests_are_those_that_change_something(
-    make_hub: MakeHub, counted: ApiProxy, cluster: Cluster, kube: Kube, space: str
+    make_hub: MakeHub,
+    counted: FaultProxy,
+    cluster: Cluster,
+    kube: Kube,
+    space: str,
+    tmp_path: Path,
 ) -> None:
     traits = {
-        "kubeconfig": str(counted.kubeconfig),
+        "kubeconfig": str(KubeConfig(kube).write(tmp_path / "kubeconfig", server=counted.url)),
         "template_path": str(CHARTS / "volumes"),
         "extra_vars": {"image": cluster.tiny_image},
     }
