@@ -40,7 +40,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a server ended: its exit code (0 if unknown) and the cluster's reason for it."""
+    """How a server ended: what the hub takes for its exit code, and the cluster's reason for it."""
 
     code: int
     reason: str
@@ -87,28 +87,95 @@ def server_container(pod: Live) -> str:
     return str(containers[0].get("name", ""))
 
 
-def ended(pod: Live) -> Ended | None:
-    """How the pod's server ended for good, or None while it lives or may be restarted in place."""
+def ended(pod: Live, crash_loop_restarts: int | None = None) -> Ended | None:
+    """How the pod's server ended for good, or None while it lives or may be restarted in place.
+
+    With ``crash_loop_restarts``, a container that was restarted as often and that the kubelet now
+    waits to restart again (CrashLoopBackOff) has ended, too.
+    """
     status = pod.get("status") or {}
-    for container in status.get("containerStatuses") or ():
-        terminated = (container.get("state") or {}).get("terminated")
-        if container.get("name") == server_container(pod) and terminated:
-            code = int(terminated.get("exitCode", 0))
-            if _restarts(pod, code) and status.get("phase") not in ("Succeeded", "Failed"):
-                return None
-            if status.get("phase") == "Failed" and status.get("reason"):
-                # Evicted, node shut down: the container's own reason is a mere consequence.
-                return Ended(code, _sentence(status, "Failed"))
-            return Ended(code, str(terminated.get("reason") or f"exit code {code}"))
+    container = _server_status(pod)
+    terminated = (container.get("state") or {}).get("terminated")
+    if terminated:
+        over = _ended(terminated)
+        if _restarts(pod, over.code) and status.get("phase") not in ("Succeeded", "Failed"):
+            return None
+        if status.get("phase") == "Failed" and status.get("reason"):
+            # Evicted, node shut down: the container's own reason is a mere consequence.
+            return Ended(over.code, sentence(status, "Failed"))
+        return over
     if status.get("phase") == "Failed":
-        return Ended(1, _sentence(status, "Failed"))
+        return Ended(1, sentence(status, "Failed"))
     if status.get("phase") == "Succeeded":
         return Ended(0, "Completed")
-    return None
+    return None if crash_loop_restarts is None else _crash_loop(container, crash_loop_restarts)
+
+
+def restarts(pod: Live) -> tuple[int, Ended | None]:
+    """How often the server was restarted in place, and how it ended before the last time."""
+    container = _server_status(pod)
+    terminated = (container.get("lastState") or {}).get("terminated")
+    return int(container.get("restartCount") or 0), _ended(terminated) if terminated else None
+
+
+def running(pod: Live) -> bool:
+    """Whether the server's process runs, ready or too busy to say so, as far as anybody knows."""
+    alive = "running" in (_server_status(pod).get("state") or {})
+    return alive and not pod["metadata"].get("deletionTimestamp") and not unreachable(pod)
+
+
+def unreachable(pod: Live) -> str:
+    """The node that no longer tells about this pod; "" while it does.
+
+    The node controller then sets Ready to False and gives no reason; a kubelet always gives one.
+    """
+    ready = condition(pod, "Ready")
+    if ready.get("status") != "False" or ready.get("reason"):
+        return ""
+    if condition(pod, "ContainersReady").get("status") != "True":
+        return ""
+    return str((pod.get("spec") or {}).get("nodeName") or "")
+
+
+def disrupted(pod: Live) -> str:
+    """Why Kubernetes itself took the pod away; "" where somebody else did."""
+    target = condition(pod, "DisruptionTarget")
+    if target.get("status") != "True":
+        return ""
+    evicted = target.get("reason") == "EvictionByEvictionAPI"
+    return sentence({**target, "reason": "Evicted"} if evicted else target, "Evicted")
+
+
+def _server_status(pod: Live) -> Mapping[str, Any]:
+    name = server_container(pod)
+    for container in (pod.get("status") or {}).get("containerStatuses") or ():
+        if container.get("name") == name:
+            return dict(container)
+    return {}
+
+
+def _ended(terminated: Mapping[str, Any]) -> Ended:
+    code = int(terminated.get("exitCode", 0))
+    return Ended(code, f"{terminated.get('reason') or 'Ended'} (exit code {code})")
+
+
+def _crash_loop(container: Mapping[str, Any], allowed: int) -> Ended | None:
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    count = int(container.get("restartCount") or 0)
+    if waiting.get("reason") != "CrashLoopBackOff" or count < allowed:
+        return None
+    terminated = (container.get("lastState") or {}).get("terminated")
+    last = _ended(terminated) if terminated else Ended(1, "Error")
+    return Ended(last.code, f"{last.reason}, again after {count} restarts (CrashLoopBackOff)")
 
 
 def _restarts(pod: Live, code: int) -> bool:
-    policy = (pod.get("spec") or {}).get("restartPolicy", "Always")
+    spec = pod.get("spec") or {}
+    name = server_container(pod)
+    own = next((c for c in spec.get("containers") or () if c.get("name") == name), {})
+    if own.get("restartPolicyRules"):
+        return True  # the kubelet judges them; where it does not restart, the phase says so
+    policy = own.get("restartPolicy") or spec.get("restartPolicy", "Always")
     return policy == "Always" or (policy == "OnFailure" and code != 0)
 
 
@@ -116,29 +183,29 @@ def _pod(live: Live) -> Status:
     over = ended(live)
     if over:
         return Status(State.FAILED, f"it ended: {over.reason}")
-    if _condition(live, "Ready").get("status") == "True":
+    if condition(live, "Ready").get("status") == "True":
         return Status(State.READY)
-    scheduled = _condition(live, "PodScheduled")
+    scheduled = condition(live, "PodScheduled")
     if scheduled.get("status") == "False":
-        return Status(State.IN_PROGRESS, _sentence(scheduled, "waiting for a node"))
+        return Status(State.IN_PROGRESS, sentence(scheduled, "waiting for a node"))
     status = live.get("status") or {}
     for group in ("initContainerStatuses", "containerStatuses"):
         for container in status.get(group) or ():
             waiting = (container.get("state") or {}).get("waiting") or {}
             if waiting.get("reason"):
                 what = f"container {container['name']}"
-                return Status(State.IN_PROGRESS, f"{what}: {_sentence(waiting, 'waiting')}")
+                return Status(State.IN_PROGRESS, f"{what}: {sentence(waiting, 'waiting')}")
     return Status(State.IN_PROGRESS, "its containers are not ready yet")
 
 
 def _replicas(ready_field: str, updated_field: str | None) -> Callable[[Live], Status]:
     def rule(live: Live) -> Status:
-        progressing = _condition(live, "Progressing")
+        progressing = condition(live, "Progressing")
         if progressing.get("reason") == "ProgressDeadlineExceeded":
-            return Status(State.FAILED, _sentence(progressing, "it made no progress"))
-        if _condition(live, "ReplicaFailure").get("status") == "True":
-            failure = _condition(live, "ReplicaFailure")
-            return Status(State.FAILED, _sentence(failure, "its pods cannot be created"))
+            return Status(State.FAILED, sentence(progressing, "it made no progress"))
+        failure = condition(live, "ReplicaFailure")
+        if failure.get("status") == "True":  # for how long is the failure rules' question
+            return Status(State.IN_PROGRESS, sentence(failure, "its pods cannot be created"))
         wanted = int((live.get("spec") or {}).get("replicas", 1))
         status = live.get("status") or {}
         if status.get("observedGeneration") is None:
@@ -162,10 +229,10 @@ def _daemon_set(live: Live) -> Status:
 
 
 def _job(live: Live) -> Status:
-    failed = _condition(live, "Failed")
+    failed = condition(live, "Failed")
     if failed.get("status") == "True":
-        return Status(State.FAILED, _sentence(failed, "it failed"))
-    if _condition(live, "Complete").get("status") == "True":
+        return Status(State.FAILED, sentence(failed, "it failed"))
+    if condition(live, "Complete").get("status") == "True":
         return Status(State.READY)
     return Status(State.IN_PROGRESS, "it is not complete yet")
 
@@ -182,28 +249,30 @@ def _phase(wanted: str) -> Callable[[Live], Status]:
 
 def _by_conditions(live: Live) -> Status:
     """The generic rules: Stalled fails, Reconciling waits, Ready or Available decides."""
-    stalled = _condition(live, "Stalled")
+    stalled = condition(live, "Stalled")
     if stalled.get("status") == "True":
-        return Status(State.FAILED, _sentence(stalled, "it is stalled"))
-    reconciling = _condition(live, "Reconciling")
+        return Status(State.FAILED, sentence(stalled, "it is stalled"))
+    reconciling = condition(live, "Reconciling")
     if reconciling.get("status") == "True":
-        return Status(State.IN_PROGRESS, _sentence(reconciling, "it is being reconciled"))
+        return Status(State.IN_PROGRESS, sentence(reconciling, "it is being reconciled"))
     for name in ("Ready", "Available"):
-        condition = _condition(live, name)
-        if condition and condition.get("status") != "True":
-            return Status(State.IN_PROGRESS, _sentence(condition, f"{name} is not True"))
+        found = condition(live, name)
+        if found and found.get("status") != "True":
+            return Status(State.IN_PROGRESS, sentence(found, f"{name} is not True"))
     return Status(State.READY)
 
 
-def _condition(live: Live, name: str) -> Mapping[str, Any]:
+def condition(live: Live, name: str) -> Mapping[str, Any]:
+    """The condition of this type, or an empty one."""
     conditions = (live.get("status") or {}).get("conditions")
-    for condition in conditions if isinstance(conditions, list) else ():
-        if isinstance(condition, Mapping) and condition.get("type") == name:
-            return condition
+    for found in conditions if isinstance(conditions, list) else ():
+        if isinstance(found, Mapping) and found.get("type") == name:
+            return found
     return {}
 
 
-def _sentence(source: Mapping[str, Any], otherwise: str) -> str:
+def sentence(source: Mapping[str, Any], otherwise: str) -> str:
+    """``Reason: message``, as far as the cluster gives them."""
     parts = [str(source[key]) for key in ("reason", "message") if source.get(key)]
     return ": ".join(parts) or otherwise
 
