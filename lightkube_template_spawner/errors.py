@@ -15,6 +15,7 @@ SpawnerError
 ├── NotOurs                     the object belongs to somebody else; it was not written
 ├── StartFailed                 the server ended or was refused before it was ready
 ├── StartTimeout                it was not ready in time; the message says what it waited for
+├── HubError                    the hub could not be asked, or its answer cannot be relied on
 └── RemovalIncomplete           objects still there at the deadline, and what holds them
 """
 
@@ -116,3 +117,7 @@ class StartTimeout(SpawnerError):
 
 class RemovalIncomplete(SpawnerError):
     """Some objects are still there at the deadline; names them and what holds them."""
+
+
+class HubError(SpawnerError):
+    """The hub's REST API did not answer, or not with all that must be known."""

@@ -13,9 +13,7 @@ from jupyterhub import orm
 from sqlalchemy import Text, literal_column, select
 from sqlalchemy.orm import object_session
 
-from lightkube_template_spawner.record import Record
-
-STATE = "lightkube_template_spawner"  # our part of a spawner's state
+from lightkube_template_spawner.record import STATE, Record
 
 
 def username(spawner: Any, instance: str) -> str:

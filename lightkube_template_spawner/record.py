@@ -8,6 +8,7 @@ from typing import Any
 
 from lightkube_template_spawner.identity import Identity
 
+STATE = "lightkube_template_spawner"  # our part of a spawner's state
 Places = Mapping[str, tuple[str, ...]]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import sys
 import time
@@ -19,13 +20,15 @@ import msgspec
 from lightkube_template_spawner.api import METADATA, METADATA_LIST, Api, Kind, error_from
 from lightkube_template_spawner.errors import ClusterError, Expired, Forbidden, NotFound
 from lightkube_template_spawner.identity import OWNER
+from lightkube_template_spawner.patience import asked_pause
 
 T = TypeVar("T")
 Key = tuple[str, str]  # namespace ("" for cluster-scoped), name
 
 _PAGE = "500"
 _IDLE = 90.0  # bookmarks come each minute or so; longer silence is a dead connection
-_BACKOFF = (0.8, 30.0)
+_BACKOFF = (0.8, 2.5)  # seconds; with a connection's time-out it is back within five
+_REFUSED = 30.0  # the longest pause where only an administrator can change the answer
 _WATCH_SECONDS = (290, 590)
 _HOT = 5.0  # a watch that ends sooner is not opened again at once
 _NOISE = frozenset({"apiVersion", "kind", "metadata"})
@@ -40,6 +43,7 @@ class Meta(msgspec.Struct, rename="camel"):
     uid: str = ""
     resource_version: str = ""
     generation: int = 0
+    creation_timestamp: str | None = None
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     deletion_timestamp: str | None = None
@@ -185,6 +189,7 @@ class Reflector:
         self._latest: Live | None = None
         self._version: str | None = None
         self._synced = False
+        self._listed = -math.inf
         self._attempt = asyncio.Event()  # set, and replaced, after each attempt to list
         self._hurry = asyncio.Event()
 
@@ -210,10 +215,9 @@ class Reflector:
         Raises:
             Forbidden, NotFound: the API server refuses it; waiting would not help.
         """
+        self._hurry.set()
         while not self._synced:
-            attempt = self._attempt
-            self._hurry.set()
-            await attempt.wait()
+            await self._attempt.wait()
             if isinstance(self.error, Forbidden | NotFound):
                 raise self.error
 
@@ -221,11 +225,13 @@ class Reflector:
         """Keep the store true until cancelled."""
         delay = _BACKOFF[0]
         while True:
-            began = time.monotonic()
+            began, events = time.monotonic(), 0
             try:
                 events = await self._watch()
             except Expired as error:
                 self._lost(error)
+                if time.monotonic() - self._listed > _HOT:
+                    continue
             except ClusterError as error:
                 self._failed(error)
             except (msgspec.MsgspecError, KeyError) as error:
@@ -237,15 +243,16 @@ class Reflector:
                 self._lost(ClusterError(f"watching {self.kind} failed: {error!r}"))
             else:
                 self.error = None
-                lasted = time.monotonic() - began > _HOT
-                if events or lasted:
-                    delay = _BACKOFF[0]
-                if lasted:
-                    continue
-            if time.monotonic() - began > self._idle:
+            lasted = time.monotonic() - began > _HOT
+            if self.error is None and lasted:
                 delay = _BACKOFF[0]
-            await self._pause(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-            delay = min(delay * 2, _BACKOFF[1])
+                continue
+            if lasted or events:
+                delay = _BACKOFF[0]
+            jittered = delay * random.uniform(0.5, 1.0)  # noqa: S311
+            await self._pause(max(jittered, asked_pause(self.error)))
+            refused = isinstance(self.error, Forbidden | NotFound)
+            delay = min(delay * 2, _REFUSED if refused else _BACKOFF[1])
 
     async def _pause(self, seconds: float) -> None:
         """Back off, unless a start is waiting for the first list."""
@@ -288,7 +295,7 @@ class Reflector:
             params["continue"] = page.metadata["continue"]
         before, first = dict(self._store), not self._synced
         self._version = page.metadata["resourceVersion"]
-        self._synced, self.error = True, None
+        self._synced, self.error, self._listed = True, None, time.monotonic()
         self.relists += 1
         for key in before.keys() - found.keys():
             self._forget(before[key])

@@ -1,7 +1,8 @@
 """Removing objects by label: at stop the kinds on record, with a user every kind that is served.
 
 Two phases: what runs goes first and is awaited; what confines and feeds it (network policies,
-secrets, accounts) goes after. One object that refuses to go never keeps the others.
+secrets, accounts) goes after. One object that refuses to go never keeps the others, but that
+network policies stay with a pod that does. Whoever calls again goes on where the last call ended.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 import anyio
 
 from lightkube_template_spawner.api import Kind
-from lightkube_template_spawner.cluster import Cluster, is_workload
+from lightkube_template_spawner.cluster import Cluster, confines, is_workload
 from lightkube_template_spawner.errors import ClusterError, NotFound, RemovalIncomplete, Unavailable
 from lightkube_template_spawner.identity import OWNER, Policy
 from lightkube_template_spawner.record import Record
@@ -24,6 +25,7 @@ Place = tuple[Kind, str]  # kind, namespace ("" for cluster-scoped)
 Delete = Callable[[Place], Awaitable[list[Found]]]
 
 _CONFIRM = 1.0
+_DOUBT = 10.0  # seconds after which a watch that tells nothing may be dead
 _ASKING = 8  # at once, where nothing watches
 
 
@@ -107,6 +109,29 @@ class Removal:
 
         await self._phases(owner, places, is_workload, delete, timeout)
 
+    async def remove_listed(
+        self,
+        places: Iterable[Place],
+        selector: str,
+        ours: Callable[[Meta], bool],
+        *,
+        timeout: float,
+    ) -> None:
+        """Remove what ``selector`` and ``ours`` agree on in ``places``, and nothing elsewhere.
+
+        Raises:
+            RemovalIncomplete, ClusterError: as ``stop``.
+        """
+
+        async def delete(place: Place) -> list[Found]:
+            kind, namespace = place
+            gone = await self._cluster.delete_listed(
+                kind, namespace, selector, lambda meta: ours(meta) and not meta.controlled
+            )
+            return [(kind, meta) for meta in gone]
+
+        await self._phases("", places, is_workload, delete, timeout)
+
     async def _resolve(self, places: Mapping[str, tuple[str, ...]]) -> list[Place]:
         kinds = {str(kind): kind for kind in await self._cluster.discovery.named(places)}
         return [(kinds[n], place) for n in kinds for place in places[n]]
@@ -149,28 +174,46 @@ class Removal:
         timeout: float,
     ) -> None:
         known = list(places)
-        pending: list[Found] = []
         self._known = {live.meta.uid for live in self._cluster.objects_of(owner)}
+        # Within a start, end before it does: the message names what holds the objects.
+        timeout = min(timeout, 0.8 * (anyio.current_effective_deadline() - anyio.current_time()))
         deadline = anyio.current_time() + timeout
+        left: list[Found] = []
+        for phase in (True, False):
+            chosen = [place for place in known if leads(place[0]) is phase]
+            if left or self._refused:  # what may still run is not set free
+                chosen = [place for place in chosen if not confines(place[0])]
+            left += await self._phase(chosen, delete, deadline)
+            deadline = max(deadline, anyio.current_time() + timeout / 8)
+        stay = []
+        if left:
+            names = ", ".join(held((kind, self._seen((kind, m)) or m)) for kind, m in left)
+            stay.append(f"still there after {timeout:.0f} s: {names}")
+        if self._refused:
+            stay.append("not deleted: " + "; ".join(self._refused))
+        if stay:
+            raise RemovalIncomplete("; ".join(stay))
+
+    async def _phase(self, places: Iterable[Place], delete: Delete, deadline: float) -> list[Found]:
+        """Ask all to go and wait until they are gone; those that are not by the deadline."""
+        left: list[Found] = []
+        asked = False
 
         async def gone(found: Found) -> None:
-            await self._gone(found)
-            pending.remove(found)
+            await self.gone(found)
+            left.remove(found)
 
-        for phase in (True, False):
-            pending = []
-            try:
-                with anyio.fail_after(deadline - anyio.current_time()):
-                    pending = await self._delete([p for p in known if leads(p[0]) is phase], delete)
-                    await each(gone, pending)
-            except TimeoutError:
-                if not pending or await self._still_there(pending):
-                    raise RemovalIncomplete(
-                        f"still there after {timeout:.0f} s: {self._holding(pending)}"
-                    ) from None
-                deadline = anyio.current_time() + timeout  # only the watch had missed it
-        if self._refused:
-            raise RemovalIncomplete("not deleted: " + "; ".join(self._refused))
+        try:
+            with anyio.fail_after(deadline - anyio.current_time()):
+                left += await self._delete(places, delete)
+                asked = True
+                await each(gone, left)
+        except TimeoutError:
+            if not asked:
+                raise RemovalIncomplete(
+                    "still there: what the API server was not asked to delete in time"
+                ) from None
+        return left
 
     async def _delete(self, places: Iterable[Place], delete: Delete) -> list[Found]:
         async def one(place: Place) -> list[Found]:
@@ -186,32 +229,31 @@ class Removal:
 
         return [item for found in await each(one, places) for item in found]
 
-    async def _gone(self, found: Found) -> None:
+    async def gone(self, found: Found) -> None:
         """Wait until this very object is gone, by the watch; by asking where nothing watches."""
-        kind, meta = found
-        if meta.uid in self._known or self._seen(found):
-            await self._cluster.changes.wait_until(
-                meta.labels.get(OWNER, ""), lambda: None if self._seen(found) else True
-            )
-            return
+        meta = found[1]
+        owner = meta.labels.get(OWNER, "")
+        watched = meta.uid in self._known or bool(self._seen(found))
         while True:
+            if watched:
+                with anyio.move_on_after(_DOUBT):
+                    await self._cluster.changes.wait_until(
+                        owner, lambda: None if self._seen(found) else True
+                    )
+                    return
+            if not await self._there(found):
+                return
+            if not watched:
+                await anyio.sleep(_CONFIRM)
+
+    async def _there(self, found: Found) -> bool:
+        kind, meta = found
+        try:
             async with self._asking:
                 live = await self._cluster.get(kind, meta.namespace, meta.name)
-            if live is None or live["metadata"].get("uid") != meta.uid:
-                return
-            await anyio.sleep(_CONFIRM)
-
-    async def _still_there(self, pending: list[Found]) -> bool:
-        """Ask about what the watch did not see go: the watch itself may be dead."""
-        for kind, meta in pending:
-            try:
-                with anyio.fail_after(_CONFIRM):
-                    live = await self._cluster.get(kind, meta.namespace, meta.name)
-            except (ClusterError, TimeoutError):
-                return True
-            if live is not None and live["metadata"].get("uid") == meta.uid:
-                return True
-        return False
+        except Unavailable:
+            return True
+        return live is not None and live["metadata"].get("uid") == meta.uid
 
     def _seen(self, found: Found) -> Meta | None:
         """The object as an open store has it; none is opened for one that goes away."""
@@ -223,11 +265,9 @@ class Removal:
                     return live.meta
         return None
 
-    def _holding(self, pending: Iterable[Found]) -> str:
-        texts = []
-        for kind, meta in pending:
-            finalizers = (self._seen((kind, meta)) or meta).finalizers
-            held = f" (held by {', '.join(finalizers)})" if finalizers else ""
-            name = "/".join(part for part in (kind.kind, meta.namespace, meta.name) if part)
-            texts.append(f"{name}{held}")
-        return ", ".join(texts) or "objects that were not asked to go yet"
+
+def held(found: Found) -> str:
+    """The object, and the finalizers that keep it from going."""
+    kind, meta = found
+    by = f" (held by {', '.join(meta.finalizers)})" if meta.finalizers else ""
+    return "/".join(part for part in (kind.kind, meta.namespace, meta.name) if part) + by

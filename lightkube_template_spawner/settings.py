@@ -131,6 +131,19 @@ class Settings(Configurable):
         """,
     )
 
+    adopt_retained = Bool(
+        False,
+        config=True,
+        help="""
+        Take over what KubeSpawner or KubeTemplateSpawner made for a user and the template names:
+        objects with the labels `app.kubernetes.io/instance` (of this hub) and
+        `hub.jupyter.org/username` that outlive a server, first of all volumes. They get our labels
+        at the user's next start, by force, and are deleted with the user. Off, they are used as
+        they are, never written, and stay when the user is deleted. Going back to the former
+        spawner is possible either way: names stay.
+        """,
+    )
+
     shared_objects = List(
         Unicode(),
         config=True,
@@ -194,6 +207,16 @@ class Settings(Configurable):
         "cluster.local", config=True, help="DNS domain of the cluster, for `service_address` dns."
     )
 
+    secret_mount_path = Unicode(
+        "/etc/jupyterhub/ssl/",
+        config=True,
+        help="""
+        With internal_ssl: the folder in which the server finds its key, its certificate and whom
+        it trusts. The template mounts `internal_ssl.files`, text by file name, at
+        `internal_ssl.path`, as the default chart does with a Secret.
+        """,
+    )
+
     kubeconfig = Unicode(
         config=True,
         help="""
@@ -235,6 +258,18 @@ class Settings(Configurable):
         help="""
         Seconds that pods get to end at a stop. Default: what the template says in
         `terminationGracePeriodSeconds`. A stop "now" gives one second.
+        """,
+    )
+
+    report_orphans = Bool(
+        True,
+        config=True,
+        help="""
+        When the hub has started, look once, in the background, for objects of this instance whose
+        user or server the hub does not know, and name them in the log. Nothing is deleted: that is
+        what `lightkube-template-spawner orphans --delete` is for. Looked at are `namespace`,
+        `extra_namespaces` without patterns, and namespaces on record, for kinds that the hub's
+        account may list.
         """,
     )
 
