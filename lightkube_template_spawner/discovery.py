@@ -7,8 +7,9 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from lightkube_template_spawner.api import Api, Kind, retried
+from lightkube_template_spawner.api import Api, Kind
 from lightkube_template_spawner.errors import UnknownKind
+from lightkube_template_spawner.patience import retried
 
 _AGGREGATED = "application/json;g=apidiscovery.k8s.io;v={};as=APIGroupDiscoveryList"
 _ACCEPT = f"{_AGGREGATED.format('v2')},{_AGGREGATED.format('v2beta1')},application/json"
@@ -72,17 +73,26 @@ class Discovery:
         (webhook authorizers): then only kinds known to be used may be touched.
         """
         await self._load(fresh=True)
-        rules = await self._rules(namespace)
-        if rules is None:
+        rules, complete = await self.rules(namespace)
+        if not complete:
             return None
         needed = {"list", "delete"}
         return [
             kind
             for kind in self._preferred
-            if kind.verbs >= needed and kind.kind not in DERIVED and _allowed(rules, kind, needed)
+            if kind.verbs >= needed
+            and kind.kind not in DERIVED
+            and (needed <= (verbs := granted(rules, kind)) or "*" in verbs)
         ]
 
-    async def _rules(self, namespace: str) -> list[Mapping[str, Any]] | None:
+    async def holding(self) -> list[Kind]:
+        """Every kind that can hold objects of ours, whatever we may do with it."""
+        await self._load(fresh=False)
+        needed = {"list", "delete"}
+        return [k for k in self._preferred if k.verbs >= needed and k.kind not in DERIVED]
+
+    async def rules(self, namespace: str) -> tuple[list[Mapping[str, Any]], bool]:
+        """What our account may do in ``namespace``, and whether that is all of it."""
         review = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectRulesReview",
@@ -91,7 +101,7 @@ class Discovery:
         path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
         answer = await retried(lambda: self._api.call("POST", path, body=review), self._log)
         status = answer.get("status") or {}
-        return None if status.get("incomplete") else list(status.get("resourceRules") or ())
+        return list(status.get("resourceRules") or ()), not status.get("incomplete")
 
     async def _get(self, path: str, accept: str = "application/json") -> Any:
         return await retried(lambda: self._api.call("GET", path, accept=accept), self._log)
@@ -126,15 +136,15 @@ class Discovery:
                 yield kind
 
 
-def _allowed(rules: Iterable[Mapping[str, Any]], kind: Kind, needed: set[str]) -> bool:
-    """Whether the rules, taken together, allow the verbs; rules for single names do not count."""
-    granted: set[str] = set()
+def granted(rules: Iterable[Mapping[str, Any]], kind: Kind) -> set[str]:
+    """The verbs, perhaps ``*``, that the rules allow; rules for single names do not count."""
+    verbs: set[str] = set()
     for rule in rules:
         groups, resources = rule.get("apiGroups") or (), rule.get("resources") or ()
         named = rule.get("resourceNames")
         if not named and {kind.group, "*"} & {*groups} and {kind.plural, "*"} & {*resources}:
-            granted |= set(rule.get("verbs") or ())
-    return "*" in granted or needed <= granted
+            verbs |= set(rule.get("verbs") or ())
+    return verbs
 
 
 def _aggregated(answer: Mapping[str, Any]) -> Iterator[Kind]:
