@@ -101,6 +101,19 @@ def url(live: Mapping[str, Any], route: Route) -> str | None:
     return None
 
 
+def foreseen_host(manifest: Mapping[str, Any], route: Route, namespace: str) -> str | None:
+    """The host of a Service's URL before there is a Service; None if only the cluster knows it."""
+    metadata, spec = {"namespace": namespace, **manifest["metadata"]}, manifest.get("spec")
+    if manifest["kind"] != "Service" or not isinstance(spec, Mapping):
+        return None
+    if f"{route.annotation_key}-address" in (metadata.get("annotations") or {}):
+        return None
+    given = bool(spec.get("clusterIP")) or spec.get("type") == "ExternalName"
+    if route.service_address == "ip" and not given:
+        return None
+    return _service_host({"metadata": metadata, "spec": spec}, route)
+
+
 def lookup(live: Mapping[str, Any], path: str) -> Any:
     """The value at a Kubernetes JSONPath (fields, keys, indexes, equality filters), or None.
 

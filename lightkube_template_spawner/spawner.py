@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import inspect
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from datetime import timezone
@@ -23,7 +23,8 @@ from tornado import web
 from traitlets import Integer, default, validate
 from traitlets.config.loader import DeferredConfig, LazyConfigValue
 
-from lightkube_template_spawner import liveness, names, renderer, values
+from lightkube_template_spawner import certificates, liveness, names, renderer, startup, values
+from lightkube_template_spawner.certificates import Certificate
 from lightkube_template_spawner.cluster import Cluster, shared
 from lightkube_template_spawner.connection import Route
 from lightkube_template_spawner.errors import (
@@ -40,9 +41,10 @@ from lightkube_template_spawner.identity import Identity, Policy
 from lightkube_template_spawner.launcher import Launcher
 from lightkube_template_spawner.manifests import Rules
 from lightkube_template_spawner.progress import ProgressLog
-from lightkube_template_spawner.record import Record
+from lightkube_template_spawner.record import STATE, Record
 from lightkube_template_spawner.reflector import Meta
 from lightkube_template_spawner.removal import Removal
+from lightkube_template_spawner.secrecy import Mask, masked_log
 from lightkube_template_spawner.settings import Settings, default_chart
 from lightkube_template_spawner.status import Ended
 
@@ -74,11 +76,14 @@ class LightkubeTemplateSpawner(Settings, Spawner):
 
     def __init__(self, **kwargs: Any) -> None:
         self._record: Record | None = None
+        self._former_pvc = ""  # the volume claim that KubeSpawner remembered for this server
         self._progress_log: ProgressLog | None = None
         self._starting = False
         self._exit_code = 0  # of a server that died by itself, until its state is cleared
         self._burial: asyncio.Task[None] | None = None
         self._notice: asyncio.Task[Any] | None = None
+        self._certificate: Certificate | None = None  # of the start that is under way
+        self._mask = Mask({})
         self._unsubscribe: Any = None
         super().__init__(**kwargs)
         self._inherit_kubespawner_settings()
@@ -103,6 +108,14 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     @default("service_address")
     def _default_service_address(self) -> str:
         return "dns" if self.internal_ssl else "ip"
+
+    @default("ssl_alt_names")
+    def _default_ssl_alt_names(self) -> list[str]:
+        return []  # not the hub's own names: the user can read the key
+
+    @default("ssl_alt_names_include_local")
+    def _default_ssl_alt_names_include_local(self) -> bool:
+        return False
 
     def _inherit_kubespawner_settings(self) -> None:
         """Take shared settings from ``c.KubeSpawner`` where our own sections leave them out."""
@@ -132,21 +145,21 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         self._starting = True
         began = time.monotonic()
         try:
-            launcher = await self._launcher()
-            log.tell("Rendering the template", 2)
-            documents = await self._rendered(launcher.identity)
-            record = await launcher.launch(
-                documents,
-                before=self._record,
-                save=self._save,
-                feed=launcher.cluster.events(self.namespace),
-                timeout=max(1.0, self._patience() - (time.monotonic() - began)),
-            )
-        except SpawnerError as error:
-            explained = self._explained(error)
-            masked = vars(explained)["jupyterhub_message"] != str(error)
-            raise explained from (None if masked else error)  # the hub logs tracebacks
+            with self._explaining():
+                launcher = await self._launcher()
+                log.tell("Rendering the template", 2)
+                documents = await self._rendered(launcher.identity)
+                if self._certificate is not None:
+                    self._certificate.check(documents, launcher.route, self.namespace)
+                record = await launcher.launch(
+                    documents,
+                    before=self._record,
+                    save=self._save,
+                    feed=launcher.cluster.events(self.namespace),
+                    timeout=max(1.0, self._patience() - (time.monotonic() - began)),
+                )
         finally:
+            self._certificate = None
             self._starting = False
             log.close()
         self._attend(launcher.cluster)
@@ -154,6 +167,36 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             "%s is ready at %s after %.1f s", self._log_name, record.url, time.monotonic() - began
         )
         return record.url
+
+    async def create_certs(self) -> dict[str, str]:
+        """Sign a certificate for the name by which the hub will connect.
+
+        The hub's own way stops all else for 0.1 s, makes one file for all servers of a user, and
+        refuses names of 60 characters.
+        """
+        self._certificate = Certificate(self.secret_mount_path)
+        self.cert_paths = self._certificate.paths  # both renders have the same environment
+        given = self.ssl_alt_names(self) if callable(self.ssl_alt_names) else self.ssl_alt_names
+        configured = await given if inspect.isawaitable(given) else given
+        identity = self.identity
+        with self._explaining():
+            documents = await self._rendered(identity)
+            foreseen = certificates.foreseen(documents, self._route(), self.namespace)
+            alt_names = certificates.names(
+                foreseen, configured, local=self.ssl_alt_names_include_local
+            )
+        self.log.info("Making a certificate for %s: %s", self._log_name, ", ".join(alt_names))
+        self._certificate = replace(self._certificate, names=alt_names)
+        subject = f"user-{identity.user_server_slug}"
+        return await certificates.issue(
+            self.internal_certs_location, subject, alt_names, self.internal_trust_bundles
+        )
+
+    async def move_certs(self, paths: dict[str, str]) -> dict[str, str]:
+        """Keep the certificate for the template, which puts it where these paths are in the pod."""
+        certificate = self._certificate or Certificate(self.secret_mount_path)
+        self._certificate = await asyncio.to_thread(certificate.read, paths)
+        return self._certificate.paths
 
     async def stop(self, now: bool = False) -> None:
         """Remove what goes when the server stops, and wait until it is gone."""
@@ -261,8 +304,10 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     def get_state(self) -> dict[str, Any]:
         """What the hub's database keeps: no manifest, no environment, no token."""
         state = dict(super().get_state())
+        if self._former_pvc:
+            state["former_pvc_name"] = self._former_pvc
         if self._record is not None:
-            state[names.STATE] = self._record.to_state()
+            state[STATE] = self._record.to_state()
             state["namespace"] = self._record.namespace
             # KubeSpawner's names for them, for tools that read its state.
             theirs = {"pod_name": self._record.pod, "pvc_name": self._record.pvc}
@@ -272,7 +317,10 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what ``get_state`` gave; another spawner's state is left alone."""
         super().load_state(state)
-        self._record = Record.from_state(state.get(names.STATE))
+        self._record = Record.from_state(state.get(STATE))
+        # KubeSpawner's own note; ours of that name may be a volume that this template made.
+        theirs = "" if self._record else state.get("pvc_name")
+        self._former_pvc = str(state.get("former_pvc_name") or theirs or "")
 
     def clear_state(self) -> None:
         """Forget what ends with a server; its identity and what it keeps outlive it."""
@@ -315,16 +363,26 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             shared_objects=tuple(self.shared_objects),
             select_own_pods=self.select_own_pods,
             gitops_guard=self.gitops_guard,
+            adopt_retained=self.adopt_retained,
         )
-        route = Route(
+        log = masked_log(self.log, self._masked)
+        return Launcher(self._cluster(), self.identity, rules, self._route(), log, self._tell)
+
+    def _route(self) -> Route:
+        return Route(
             annotation_key=self.connection_annotation_key,
             port=self.port,
             scheme="https" if self.internal_ssl else "http",
             service_address=self.service_address,
             cluster_domain=self.cluster_domain,
         )
-        log = self._progress_log or ProgressLog()
-        return Launcher(self._cluster(), self.identity, rules, route, self.log, log.tell)
+
+    def _tell(self, message: str, progress: int) -> None:
+        if self._progress_log is not None:
+            self._progress_log.tell(self._masked(message), progress)
+
+    def _masked(self, message: str) -> str:
+        return self._mask(message)
 
     async def _rendered(self, identity: Identity) -> Mapping[str, list[Any]]:
         """What the template makes, within the time of a start."""
@@ -377,9 +435,11 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             "hub": {"api_url": self.hub.api_url, "base_url": self.hub.base_url},
             "labels": dict(identity.server_labels),
             "annotations": {},
+            "former_pvc_name": self._former_pvc,
             "kubespawner": _plain(self.config.get("KubeSpawner", {})),
+            "internal_ssl": self._certificate.values if self._certificate else {},
         }
-        return values.build(
+        built = values.build(
             identity,
             unescaped_username=str(self.user.name),
             unescaped_servername=str(self.name),
@@ -390,6 +450,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             ours=ours,
             extra=extra or {},
         )
+        self._mask = Mask(built)
+        return built
 
     async def _purge(self) -> None:
         identity = self.identity
@@ -471,10 +533,19 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         passed = time.time() - started.replace(tzinfo=timezone.utc).timestamp()  # noqa: UP017
         return max(_ADOPT_PATIENCE, self._patience() - float(passed))
 
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except SpawnerError as error:
+            explained = self._explained(error)
+            masked = vars(explained)["jupyterhub_message"] != str(error)
+            raise explained from (None if masked else error)  # the hub logs tracebacks
+
     def _explained(self, error: SpawnerError) -> Exception:
         """The hub's exception for one of ours: shown to the user, not counted as a hub fault."""
         reason = next((r for kind, r in _REASONS.items() if isinstance(error, kind)), "cluster")
-        message = self._without_secrets(str(error))
+        message = self._masked(str(error))
         self.log.error("Starting %s failed (%s): %s", self._log_name, reason, message)
         status = 503 if isinstance(error, Unavailable) else 400
         raised: web.HTTPError
@@ -485,13 +556,6 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         # The spawn page reads this attribute, whatever the exception.
         vars(raised)["jupyterhub_message"] = message
         return raised
-
-    def _without_secrets(self, message: str) -> str:
-        token = self.api_token or ""
-        for secret in (token, base64.b64encode(token.encode()).decode()):
-            if secret:
-                message = message.replace(secret, "***")
-        return message
 
 
 _REASONS: Mapping[type[SpawnerError], str] = {
@@ -510,3 +574,6 @@ def _plain(section: Mapping[str, Any]) -> dict[str, Any]:
         except (TypeError, ValueError):
             continue
     return plain
+
+
+startup.when_hub_has_started(LightkubeTemplateSpawner)

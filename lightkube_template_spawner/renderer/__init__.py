@@ -28,6 +28,7 @@ from lightkube_template_spawner.renderer.engine import (
     release_name,
 )
 from lightkube_template_spawner.renderer.worker import SharedWorker, library_folder
+from lightkube_template_spawner.secrecy import Mask
 
 __all__ = ["Rendered", "Renderer", "check_template", "close_renderers", "open_renderer"]
 
@@ -186,7 +187,7 @@ class _HelmRenderer:
             if probe is not None:
                 guard.compare(objects, await self._probed(request, probe, rendered), probe)
         except TemplateError as error:
-            raise type(error)(payload.masked(str(error), plain)) from None
+            raise type(error)(Mask(plain)(str(error))) from None
         if judged is not None and len(self._fitting) < _FITTING_KEPT:
             self._fitting.add(judged)
         return rendered

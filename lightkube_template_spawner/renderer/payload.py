@@ -1,18 +1,13 @@
-"""The values on their way to Helm: plain JSON in, and nothing secret out."""
+"""The values on their way to Helm: plain JSON."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any
 
 from lightkube_template_spawner.errors import TemplateError
-
-_SECRET_NAME: Final = re.compile(r"TOKEN|SECRET|PASS|KEY|CREDENTIAL", re.IGNORECASE)
-_SHORTEST_SECRET: Final = 3
-_SHORTEST_VALUE: Final = 8
 
 
 def plain(value: Any, place: str = "") -> Any:
@@ -40,29 +35,6 @@ def plain(value: Any, place: str = "") -> Any:
 def to_json(values: Any) -> str:
     """As UTF-8 text: Helm's command line reads no escaped characters beyond 16 bits."""
     return json.dumps(values, ensure_ascii=False, allow_nan=False)
-
-
-def masked(message: str, values: Mapping[str, Any]) -> str:
-    """``message`` without the environment's values, which schema and ``tpl`` errors quote."""
-    found = {text: name for name, text in _environment(values.get("env")) if _is_secret(name, text)}
-    for text in sorted(found, key=len, reverse=True):
-        for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]):
-            message = message.replace(form, f"[env {found[text]}]")
-    return message
-
-
-def _is_secret(name: str, text: str) -> bool:
-    """Short values of harmless names stay: replacing each `1` makes an error unreadable."""
-    return len(text) >= (_SHORTEST_SECRET if _SECRET_NAME.search(name) else _SHORTEST_VALUE)
-
-
-def _environment(env: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(env, Mapping):
-        for name, value in env.items():
-            if isinstance(value, str):
-                yield str(name), value
-            elif isinstance(value, Mapping):
-                yield from ((str(name), text) for _, text in _environment(value))
 
 
 def _key(key: Any, place: str) -> str:

@@ -69,6 +69,7 @@ def render(run: Callable[..., Rendered]) -> Render:
 
 NAME = "jupyter-jhub--n---1a2b3c4d"
 STANDARD = {"Pod", "Secret", "PersistentVolumeClaim"}
+CERTIFICATE = {"path": "/etc/jupyterhub/ssl", "files": {"ssl.key": "-\nk: y\n", "ssl.crt": "c"}}
 EVERYTHING: dict[str, Any] = {
     "connection": "service",
     "networkPolicy": {"enabled": True},
@@ -139,7 +140,9 @@ def test_objects(render: Render, values: dict[str, Any], kinds: set[str], connec
         assert all(isinstance(value, str) for value in [*labels.values(), *annotations.values()])
 
 
-@pytest.mark.parametrize("values", [{}, EVERYTHING, {"storage": {"perServer": True}}])
+@pytest.mark.parametrize(
+    "values", [{}, EVERYTHING, {"storage": {"perServer": True}}, {"internal_ssl": CERTIFICATE}]
+)
 @pytest.mark.parametrize("server", ["", "Second server"])
 def test_the_spawner_accepts_it(
     run: Callable[..., Rendered], values: dict[str, Any], server: str
@@ -156,7 +159,8 @@ def test_the_spawner_accepts_it(
     documents = manifests.parse(run(**values, **own).documents)
     plan = manifests.prepare(documents, who, rules, namespaced=lambda _: True, nonce="n")
     assert not plan.warnings
-    expected = "Service" if values.get("connection") == "service" else "Pod"
+    by_service = values.get("connection") == "service" or "internal_ssl" in values
+    expected = "Service" if by_service else "Pod"
     assert plan.connection.manifest["kind"] == expected
 
 
@@ -419,13 +423,30 @@ def test_the_probe(render: Render) -> None:
     assert probe["httpGet"] == {"port": "notebook-port", "path": "/user/%C3%9Cn%C3%AF/api"}
     assert probe["periodSeconds"] == 1
     tcp = {"port": "notebook-port"}
-    ssl = with_env({"JUPYTERHUB_SERVICE_PREFIX": "/user/a/", "JUPYTERHUB_SSL_KEYFILE": "/k"})
-    assert notebook(render(**ssl))["startupProbe"]["tcpSocket"] == tcp
     assert notebook(render(**with_env({})))["startupProbe"]["tcpSocket"] == tcp
     assert notebook(render(startupProbe={"type": "tcp"}))["startupProbe"]["tcpSocket"] == tcp
     assert "startupProbe" not in notebook(render(startupProbe={"type": "none"}))
     health = notebook(render(startupProbe={"path": "healthz"}))["startupProbe"]["httpGet"]
     assert health["path"].endswith("/healthz")
+
+
+@pytest.mark.parametrize("values", [{}, EVERYTHING, {"storage": {"enabled": False}}])
+def test_a_certificate(run: Callable[..., Rendered], values: dict[str, Any]) -> None:
+    """With internal_ssl: in a Secret of its own, as a variable's is not for files."""
+    rendered = run(**values, internal_ssl=CERTIFICATE).objects
+    files = {Path(source).stem: documents for source, documents in rendered.items()}
+    (secret,), (pod,), (service,) = files["certificate"], files["pod"], files["service"]
+    assert secret["stringData"] == CERTIFICATE["files"]
+    (volume,) = (v for v in pod["spec"]["volumes"] if v["name"] == "certificate")
+    assert volume["secret"]["secretName"] == secret["metadata"]["name"]
+    container = pod["spec"]["containers"][0]
+    (mount,) = (m for m in container["volumeMounts"] if m["name"] == "certificate")
+    assert mount == {"name": "certificate", "mountPath": CERTIFICATE["path"], "readOnly": True}
+    # The kubelet has no certificate to show.
+    assert container["startupProbe"]["tcpSocket"] == {"port": "notebook-port"}
+    assert service["metadata"]["annotations"]["kubetemplatespawner/connection"] == "true"
+    assert "kubetemplatespawner/connection" not in pod["metadata"]["annotations"]
+    assert "k: y" not in json.dumps([pod, service])
 
 
 def test_the_network_policy(render: Render) -> None:

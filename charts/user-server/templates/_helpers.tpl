@@ -17,9 +17,20 @@ Arguments: prefix, instance, slug.
 {{- include "user-server.nameOf" (list "jupyter" .Values.instance .Values.escaped_user_server) -}}
 {{- end -}}
 
+{{/*
+With internal_ssl the hub connects by name, which only a Service has.
+*/}}
+{{- define "user-server.connection" -}}
+{{- ternary "service" .Values.connection (not (empty .Values.internal_ssl)) -}}
+{{- end -}}
+
+{{- define "user-server.certificateName" -}}
+{{- include "user-server.nameOf" (list "certificate" .Values.instance .Values.escaped_user_server) -}}
+{{- end -}}
+
 {{- define "user-server.claimName" -}}
 {{- $slug := ternary .Values.escaped_user_server .Values.escaped_username .Values.storage.perServer -}}
-{{- .Values.storage.claimName | default
+{{- .Values.storage.claimName | default .Values.former_pvc_name | default
     (include "user-server.nameOf" (list "claim" .Values.instance $slug)) -}}
 {{- end -}}
 
@@ -131,12 +142,12 @@ Null keeps a number out. 0 is a number, and `merge` would take it, as it takes f
 {{- end -}}
 
 {{/*
-A startup probe and no readiness probe: a server that is busy must not become unreachable.
+A startup probe and no readiness probe: a server that is busy must not become unreachable. With
+internal_ssl the server lets in nobody who has no certificate, as the kubelet.
 */}}
 {{- define "user-server.startupProbe" -}}
 {{- $prefix := index .Values.env "JUPYTERHUB_SERVICE_PREFIX" -}}
-{{- $ssl := hasKey .Values.env "JUPYTERHUB_SSL_KEYFILE" -}}
-{{- if or (eq .Values.startupProbe.type "tcp") $ssl (not $prefix) -}}
+{{- if or (eq .Values.startupProbe.type "tcp") .Values.internal_ssl (not $prefix) -}}
 tcpSocket:
   port: notebook-port
 {{- else -}}
