@@ -17,6 +17,7 @@ SpawnerError
 ├── StartTimeout                it was not ready in time; the message says what it waited for
 ├── HubError                    the hub could not be asked, or its answer cannot be relied on
 └── RemovalIncomplete           objects still there at the deadline, and what holds them
+    └── NodeLost                a pod that a node which does not answer keeps; the others are gone
 """
 
 from __future__ import annotations
@@ -108,15 +109,30 @@ class NotOurs(SpawnerError):
 
 
 class StartFailed(SpawnerError):
-    """The server ended, or was refused by the cluster, before it was ready."""
+    """The server ended, or was refused by the cluster, before it was ready.
+
+    ``reason`` is a word for it, by which the hub counts its failures.
+    """
+
+    def __init__(self, message: str, *, reason: str = "cluster") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class StartTimeout(SpawnerError):
-    """The server was not ready in time."""
+    """The server was not ready in time; ``reason`` is a word for what was wrong, if known."""
+
+    def __init__(self, message: str, *, reason: str = "timeout") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class RemovalIncomplete(SpawnerError):
     """Some objects are still there at the deadline; names them and what holds them."""
+
+
+class NodeLost(RemovalIncomplete):
+    """All that is still there waits for a node that does not answer."""
 
 
 class HubError(SpawnerError):

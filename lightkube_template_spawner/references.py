@@ -1,4 +1,4 @@
-"""What pods and volume claims refer to by name: volumes, secrets, config maps, accounts.
+"""What pods and volume claims refer to by name: volumes, secrets, config maps, accounts, devices.
 
 Ownership of objects does not cover references: a template that lets a name follow a user's choice
 could mount or clone another user's volume. So each name must be rendered in the same set, or be
@@ -15,6 +15,10 @@ from lightkube_template_spawner.errors import ManifestError
 from lightkube_template_spawner.stamping import claim_templates, pod_templates
 
 Reference = tuple[str, str]  # kind, name
+_DEVICES = {
+    "resourceClaimName": "ResourceClaim",
+    "resourceClaimTemplateName": "ResourceClaimTemplate",
+}
 
 
 def check(
@@ -66,6 +70,10 @@ def _of_pod(spec: object) -> Iterator[Reference]:
     if account and account != "default":
         yield "ServiceAccount", str(account)
     yield from _named(spec.get("imagePullSecrets"), "Secret")
+    for device in _mappings(spec.get("resourceClaims")):
+        for key, kind in _DEVICES.items():
+            if device.get(key):
+                yield kind, str(device[key])
     for volume in _mappings(spec.get("volumes")):
         yield from _of_volume(volume)
     for group in ("initContainers", "containers", "ephemeralContainers"):

@@ -24,6 +24,7 @@ from traitlets import (
 )
 from traitlets.config import Configurable
 
+from lightkube_template_spawner import failures
 from lightkube_template_spawner.manifests import RETAINED_KINDS
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -150,8 +151,8 @@ class Settings(Configurable):
         help="""
         Objects outside the template that its pods may refer to, as patterns of `Kind/name`:
         `["Secret/registry-login", "ConfigMap/site-*", "PersistentVolumeClaim/datasets"]`. A pod
-        that names any other volume claim, secret, config map or account than those the template
-        renders is refused, so that no name can lead to another user's.
+        that names any other volume claim, resource claim, secret, config map or account than those
+        the template renders is refused, so that no name can lead to another user's.
         """,
     )
 
@@ -273,6 +274,76 @@ class Settings(Configurable):
         """,
     )
 
+    crash_loop_restarts = Integer(
+        3,
+        min=0,
+        config=True,
+        help="""
+        Restarts in place after which a running server that ends again is taken for dead, once
+        Kubernetes waits before it restarts it (CrashLoopBackOff: it had run for less than ten
+        minutes). Up to that it is alive, and the log has the reason of each restart. A pod with
+        `restartPolicy: Never` is never restarted.
+        """,
+    )
+
+    node_lost_timeout = Float(
+        300.0,
+        min=0,
+        config=True,
+        help="""
+        Seconds after which a server is taken for dead whose node no longer answers; 0: never. They
+        count from when Kubernetes itself says so, 40 to 50 seconds after the node was lost. It
+        also evicts the pod by default after 300 seconds (`tolerations`), which ends the server,
+        too. The pod's object stays until the node is back or removed from the cluster, and the
+        next start says so: its volume may still be in use.
+        """,
+    )
+
+    force_delete_lost_pods = Bool(
+        False,
+        config=True,
+        help="""
+        Delete pods on a node that does not answer without waiting for it, so that the next start
+        does not. Only safe where such nodes are surely off, or volumes may be used from two nodes:
+        the process may still run and write.
+        """,
+    )
+
+    replacement_timeout = Float(
+        600.0,
+        min=0,
+        config=True,
+        help="""
+        Seconds after which a server is taken for dead whose pod is made by a controller
+        (a Deployment or StatefulSet behind the connection Service) and that has had no running pod
+        for so long; 0: never. Until then the controller may replace it.
+        """,
+    )
+
+    failure_rules = Dict(
+        config=True,
+        help="""
+        What ends a start before its time is up, by the rule's name: changes to the default rules,
+        and rules of your own, which come first::
+
+            c.LightkubeTemplateSpawner.failure_rules = {
+                "unschedulable": {"grace": 240},  # the autoscaler needs four minutes
+                "image": {"grace": None},  # a failing pull is told, but never ends a start
+                "no-licence": {
+                    "where": "event", "pattern": "^NoLicence", "reason": "licence", "grace": 5,
+                },
+            }
+
+        `where` is one or several of `refusal`, `retry`, `container`, `scheduling`, `queue`,
+        `reference`, `controller` and `event`; `pattern` is a regular expression, searched in the
+        cluster's words (`Reason: message`); `reason` is the word under which the hub counts the
+        failure; `grace` is for how many seconds it may last (None: for ever), as far as
+        `start_timeout` allows. `restarts` is how often the container must have been restarted,
+        `heard` a pattern for an event about the same pod. None instead of a rule drops it. The
+        defaults are in `lightkube_template_spawner/failures.py`.
+        """,
+    )
+
     strict_values = Bool(
         False,
         config=True,
@@ -318,6 +389,14 @@ class Settings(Configurable):
                 "'-', '_' and '.', beginning and ending with a letter or digit"
             )
         return name
+
+    @validate("failure_rules")
+    def _valid_failure_rules(self, proposal: Any) -> dict[str, Any]:
+        try:
+            failures.Rules(proposal["value"])
+        except ValueError as error:
+            raise TraitError(f"failure_rules: {error}") from error
+        return dict(proposal["value"])
 
     @default("namespace")
     def _default_namespace(self) -> str:
