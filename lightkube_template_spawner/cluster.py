@@ -2,12 +2,13 @@
 
 Ownership is enforced by the API server itself. An object that must be new is applied with a
 resource version that no object has: absent, it is created; present, 409 and nothing is written. One
-that we hold is applied under its UID. Nothing is ever forced.
+that we hold is applied under its UID. Only ``adopt_retained`` forces anything, under a UID too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ import anyio
 import msgspec
 
 from lightkube_template_spawner import ownership
-from lightkube_template_spawner.api import METADATA_LIST, Api, Kind, retried
+from lightkube_template_spawner.api import METADATA_LIST, Api, Kind
 from lightkube_template_spawner.discovery import Discovery
 from lightkube_template_spawner.errors import (
     AlreadyThere,
@@ -29,7 +30,9 @@ from lightkube_template_spawner.errors import (
 from lightkube_template_spawner.events import EventFeed
 from lightkube_template_spawner.identity import DIGEST, Identity, hub_selector
 from lightkube_template_spawner.manifests import Planned
+from lightkube_template_spawner.patience import retried
 from lightkube_template_spawner.reflector import Changes, Live, Meta, Reflector
+from lightkube_template_spawner.rights import Rights
 from lightkube_template_spawner.together import each
 
 T = TypeVar("T")
@@ -69,7 +72,12 @@ def propagation(kind: Kind) -> str:
 
 def is_workload(kind: Kind) -> bool:
     """Whether objects of this kind run something, or may: they go first."""
-    return kind.group not in _PASSIVE or str(kind) == "v1/Pod"
+    return str(kind) == "v1/Pod" or (kind.group not in _PASSIVE and not confines(kind))
+
+
+def confines(kind: Kind) -> bool:
+    """Whether objects of this kind, Kubernetes' or a network plugin's, keep what runs apart."""
+    return kind.kind.endswith("NetworkPolicy")
 
 
 class Cluster:
@@ -79,6 +87,7 @@ class Cluster:
         self.api = api
         self.changes = Changes()
         self.discovery = Discovery(api, log)
+        self.rights = Rights(api, self.discovery, log)
         self._log = log
         self._selector = hub_selector(instance)
         self._writes = anyio.CapacityLimiter(_WRITES_IN_FLIGHT)
@@ -175,16 +184,20 @@ class Cluster:
             raise AlreadyThere(f"{planned.reference} exists already", live) from error
 
     async def apply_held(
-        self, kind: Kind, planned: Planned, identity: Identity, uid: str
+        self, kind: Kind, planned: Planned, identity: Identity, uid: str, *, force: bool = False
     ) -> dict[str, Any]:
         """Bring an object that we hold to the new intent; bound to its UID, so never re-created.
+
+        ``force`` takes every field from its present manager.
 
         Raises:
             Conflict: a field belongs to another manager, or the object was replaced.
             ClusterError: refused for another reason, such as an immutable field.
         """
         manifest = _with_metadata(planned.manifest, uid=uid)
-        return await self._write(lambda: self.api.apply(kind, manifest, manager=identity.manager))
+        return await self._write(
+            lambda: self.api.apply(kind, manifest, manager=identity.manager, force=force)
+        )
 
     async def get(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
         """The live object, or None."""
@@ -264,6 +277,11 @@ class Cluster:
             )
         return found
 
+    async def delete_now(self, kind: Kind, meta: Meta) -> None:
+        """Delete an object without waiting for its node, which may still run its process."""
+        with contextlib.suppress(NotFound):
+            await self._delete_one(kind, meta, 0)
+
     async def list_metadata(self, kind: Kind, namespace: str | None, selector: str) -> list[Meta]:
         """Metadata of what the selector finds; [] where the kind or namespace is not served."""
         found: list[Meta] = []
@@ -307,8 +325,11 @@ class Cluster:
             raise NotFound(f"{meta.name} was replaced meanwhile") from error
 
     async def _write(self, operation: Callable[[], Awaitable[T]]) -> T:
-        async with self._writes:
-            return await self._retry(operation)
+        async def in_turn() -> T:
+            async with self._writes:  # not while it waits to try again: others may get through
+                return await operation()
+
+        return await self._retry(in_turn)
 
     async def _retry(self, operation: Callable[[], Awaitable[T]]) -> T:
         return await retried(operation, self._log)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lightkube_template_spawner.api import Api, Kind
-from lightkube_template_spawner.errors import UnknownKind
+from lightkube_template_spawner.errors import Unavailable, UnknownKind
 from lightkube_template_spawner.patience import retried
 
 _AGGREGATED = "application/json;g=apidiscovery.k8s.io;v={};as=APIGroupDiscoveryList"
@@ -26,6 +26,7 @@ class Discovery:
         self._log = log
         self._kinds: dict[tuple[str, str], Kind] = {}
         self._preferred: list[Kind] = []
+        self._silent: set[str] = set()  # API versions that are served but did not answer
         self._asking: asyncio.Lock = asyncio.Lock()
         self._version = ""
 
@@ -43,14 +44,20 @@ class Discovery:
             ClusterError: it could not be asked.
         """
         key = (api_version, kind)
-        for fresh in (False, True):
-            kinds = await self._load(fresh=fresh, missing=key)
-            if key in kinds:
-                return kinds[key]
-        raise UnknownKind(
-            f"the API server serves no {api_version}/{kind}: install its definition (CRD), or "
-            "correct apiVersion and kind in the template"
-        )
+
+        async def find() -> Kind:
+            for fresh in (False, True):
+                kinds = await self._load(fresh=fresh, missing=key)
+                if key in kinds:
+                    return kinds[key]
+            if api_version in self._silent:
+                raise Unavailable(f"the API {api_version} did not answer for itself")
+            raise UnknownKind(
+                f"the API server serves no {api_version}/{kind}: install its definition (CRD), or "
+                "correct apiVersion and kind in the template"
+            )
+
+        return await retried(find, self._log)
 
     async def named(self, names: Iterable[str]) -> list[Kind]:
         """The kinds written as ``v1/Pod`` or ``apps/v1/Deployment``; unknown ones are left out.
@@ -73,6 +80,9 @@ class Discovery:
         (webhook authorizers): then only kinds known to be used may be touched.
         """
         await self._load(fresh=True)
+        if self._silent:
+            silent = ", ".join(sorted(self._silent))
+            self._log.warning("Objects of %s are not looked for: it did not answer", silent)
         rules, complete = await self.rules(namespace)
         if not complete:
             return None
@@ -87,7 +97,7 @@ class Discovery:
 
     async def holding(self) -> list[Kind]:
         """Every kind that can hold objects of ours, whatever we may do with it."""
-        await self._load(fresh=False)
+        await self._load(fresh=True)
         needed = {"list", "delete"}
         return [k for k in self._preferred if k.verbs >= needed and k.kind not in DERIVED]
 
@@ -117,23 +127,32 @@ class Discovery:
                 return self._kinds  # somebody else asked while we waited
             kinds: dict[tuple[str, str], Kind] = {}
             preferred: dict[tuple[str, str], Kind] = {}
+            self._silent.clear()
             for root in ("/api", "/apis"):
                 answer = await self._get(root, accept=_ACCEPT)
-                async for kind in self._read(root, answer):
+                for kind in await self._read(root, answer):
                     kinds.setdefault((kind.api_version, kind.kind), kind)
                     preferred.setdefault((kind.group, kind.kind), kind)
             self._kinds, self._preferred = kinds, list(preferred.values())
         return self._kinds
 
-    async def _read(self, root: str, answer: Mapping[str, Any]) -> Any:
+    async def _read(self, root: str, answer: Mapping[str, Any]) -> list[Kind]:
         if answer.get("kind") == "APIGroupDiscoveryList":
-            for kind in _aggregated(answer):
-                yield kind
-            return
+            found = list(_aggregated(answer))
+            self._silent |= _stale(answer) - {kind.api_version for kind in found}
+            return found
+        found = []
         for group_version in _group_versions(answer):
-            listing = await self._get(f"{root}/{group_version}")
-            for kind in _legacy(group_version, listing):
-                yield kind
+            try:
+                listing = await self._api.call("GET", f"{root}/{group_version}")
+            except Unavailable as error:  # an extension that is down is not to cost the others
+                self._log.warning("The API %s does not answer: %s", group_version, error)
+                self._silent.add(group_version)
+                before = self._kinds.values()
+                found += [kind for kind in before if kind.api_version == group_version]
+            else:
+                found += _legacy(group_version, listing)
+        return found
 
 
 def granted(rules: Iterable[Mapping[str, Any]], kind: Kind) -> set[str]:
@@ -162,6 +181,16 @@ def _aggregated(answer: Mapping[str, Any]) -> Iterator[Kind]:
                         resource["scope"] == "Namespaced",
                         frozenset(resource["verbs"]),
                     )
+
+
+def _stale(answer: Mapping[str, Any]) -> set[str]:
+    """Group-versions whose own server did not answer of late; there may be nothing about them."""
+    return {
+        f"{group['metadata'].get('name', '')}/{version['version']}"
+        for group in answer["items"]
+        for version in group["versions"]
+        if version.get("freshness") == "Stale"
+    }
 
 
 def _group_versions(answer: Mapping[str, Any]) -> list[str]:

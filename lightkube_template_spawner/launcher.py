@@ -9,18 +9,18 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import anyio
 
-from lightkube_template_spawner import connection, liveness, manifests, status
+from lightkube_template_spawner import connection, failures, liveness, manifests, status
+from lightkube_template_spawner.access import Access
 from lightkube_template_spawner.api import Kind
 from lightkube_template_spawner.applying import Applying
 from lightkube_template_spawner.cluster import Cluster
 from lightkube_template_spawner.connection import Route
-from lightkube_template_spawner.errors import Forbidden, StartFailed, StartTimeout
-from lightkube_template_spawner.events import Event, EventFeed
+from lightkube_template_spawner.errors import Forbidden, StartFailed
 from lightkube_template_spawner.identity import KINDS, WAIT, Identity, Policy
 from lightkube_template_spawner.manifests import Plan, Planned, Rules
 from lightkube_template_spawner.record import Connection, Record
@@ -28,8 +28,7 @@ from lightkube_template_spawner.reflector import Live
 from lightkube_template_spawner.removal import Removal
 from lightkube_template_spawner.status import State, Status
 from lightkube_template_spawner.together import each
-
-Tell = Callable[[str, int], None]  # a sentence for the user, and the progress in per cent
+from lightkube_template_spawner.waiting import Tell, Waiting
 
 _RETAINED = (Policy.SERVER_DELETED, Policy.USER_DELETED)
 
@@ -44,6 +43,8 @@ class Launcher:
     route: Route
     log: logging.Logger
     tell: Tell
+    limits: failures.Rules = field(default_factory=failures.Rules)
+    force_lost: bool = False  # delete what a lost node keeps, as `Removal` does
 
     async def launch(
         self,
@@ -51,7 +52,6 @@ class Launcher:
         *,
         before: Record | None,
         save: Callable[[Record], None],
-        feed: EventFeed,
         timeout: float,
     ) -> Record:
         """Bring the rendered objects to life; the record of a ready server, with its URL.
@@ -64,30 +64,32 @@ class Launcher:
             NotOurs: an object belongs to somebody else; it was not written.
             StartFailed, StartTimeout, ClusterError: what happened, with the object's name.
         """
-        waiting = _Waiting("the API server")
+        waiting = self._waiting(Record(self.identity, self.rules.namespace))
         try:
             with anyio.fail_after(timeout):
                 plan, kinds = await self._plan(documents)
-                await self._open_stores(plan, kinds)
+                home = plan.connection.namespace or self.rules.namespace
+                access = Access(self.cluster, plan, kinds, home, self.log)
+                await access.open()
                 await self._remove_leftovers(before, timeout)
                 record = self._record(plan, before)
                 save(record)
-                uids: set[str] = set()
-                with feed.listen(lambda event: self._hear(event, uids, record), uids):
-                    record = await self._apply(plan, kinds, record, uids, feed)
+                waiting.record = record
+                with waiting.listening():
+                    record = await self._apply(plan, record, waiting, access)
                     save(record)
                     url = await self._wait_until_ready(plan, record, waiting)
         except TimeoutError:
-            raise self._late(timeout, waiting) from None
+            raise waiting.late(timeout) from None
+        except Forbidden:
+            self.cluster.rights.forget()  # perhaps a role was changed: the next start asks again
+            raise
         ready = replace(record, url=url, ready=True)
         save(ready)
         return ready
 
-    def _late(self, timeout: float, waiting: _Waiting) -> StartTimeout:
-        """What was waited for, and what kept the hub from seeing it."""
-        blind = {str(store.error) for store in self.cluster.stores() if store.error}
-        text = "; ".join([f"waited for {waiting.what}", *sorted(blind)])
-        return StartTimeout(f"not ready after {timeout:.0f} s: {text}")
+    def _waiting(self, record: Record) -> Waiting:
+        return Waiting(self.cluster, record, self.limits, self.tell, self.log)
 
     async def _plan(
         self, documents: Mapping[str, manifests.Source]
@@ -104,30 +106,6 @@ class Launcher:
         for warning in plan.warnings:
             self.log.warning("%s", warning)
         return plan, kinds
-
-    async def _open_stores(self, plan: Plan, kinds: Mapping[tuple[str, str], Kind]) -> None:
-        """Share one watch a kind and namespace: leftovers and held objects then cost no request."""
-        pods = await self.cluster.discovery.kind(*liveness.POD)
-        home = plan.connection.namespace or self.rules.namespace
-        stores = [self.cluster.reflector(pods, home)]
-        for item in plan.objects:
-            full = item is plan.connection or _waits(item)
-            stores.append(
-                self.cluster.reflector(kinds[item.kind], item.namespace or None, full=full)
-            )
-        if plan.connection.kind == ("v1", "Service"):
-            slices = await self.cluster.discovery.kind(*liveness.SLICE)
-            stores.append(self.cluster.reflector(slices, plan.connection.namespace))
-        for store in dict.fromkeys(stores):
-            try:
-                await store.sync()
-            except Forbidden as error:
-                raise Forbidden(
-                    f"{error}. The hub's account needs get, list, watch, create, patch and delete "
-                    f"on {store.kind.plural} in namespace {store.namespace!r}",
-                    code=error.code,
-                    reason=error.reason,
-                ) from error
 
     def _leftovers(self) -> list[Live]:
         """Objects of an earlier run of this server that should have gone with it."""
@@ -158,7 +136,7 @@ class Launcher:
             kinds={kind: tuple(names) for kind, names in places.items()},
             connection=before.connection if before else None,
         )
-        removal = Removal(self.cluster, self.log)
+        removal = Removal(self.cluster, self.log, force_lost=self.force_lost)
         await removal.stop(record, self.rules.lifecycle_key, timeout=timeout)
 
     def _record(self, plan: Plan, before: Record | None) -> Record:
@@ -178,48 +156,36 @@ class Launcher:
             live=True,
         )
 
-    async def _apply(
-        self,
-        plan: Plan,
-        kinds: Mapping[tuple[str, str], Kind],
-        record: Record,
-        uids: set[str],
-        feed: EventFeed,
-    ) -> Record:
-        applying = Applying(self.cluster, self.identity, self.rules, kinds, self.log)
+    async def _apply(self, plan: Plan, record: Record, waiting: Waiting, access: Access) -> Record:
+        applying = Applying(self.cluster, self.identity, self.rules, access.kinds, self.log)
         done = 0
         uid = ""
-        for _, rank in groupby(plan.objects, key=lambda item: item.rank):
-            for live in await each(applying.put, rank):
+        for rank, items in groupby(plan.objects, key=lambda item: item.rank):
+            if rank > manifests.BINDINGS:
+                await access.complete()
+            for live in await each(applying.put, items):
                 uid = live["metadata"]["uid"]
-                uids.add(uid)
-                for event in feed.about(uid):
-                    self._say(event)
+                waiting.made(uid)
                 done += 1
             self.tell(f"Applied {done} of {len(plan.objects)} objects", 10)
         item = plan.connection  # alone in the last rank, so the last UID is its
         return replace(record, connection=Connection(*item.kind, item.namespace, item.name, uid))
 
-    async def _wait_until_ready(self, plan: Plan, record: Record, waiting: _Waiting) -> str:
+    async def _wait_until_ready(self, plan: Plan, record: Record, waiting: Waiting) -> str:
         watched = [o for o in plan.objects if o is plan.connection or _waits(o)]
-        bare = {o.name for o in plan.objects if o.kind == ("v1", "Pod")}
         seen: set[str] = set()
 
         def ready() -> str | None:
-            for live in liveness.pods(self.cluster, record):
-                over = status.ended(live.as_dict()) if live.meta.name in bare else None
-                if over:
-                    raise StartFailed(f"{live.reference} ended before it was ready: {over.reason}")
             for item in watched:
                 verdict = self._judge(item, record, seen)
                 if verdict.state is State.FAILED:
                     raise StartFailed(f"{item.reference}: {verdict.message}")
                 if not verdict.ready:
-                    waiting.update(f"{item.reference}: {verdict.message}", self.tell)
+                    waiting.update(f"{item.reference}: {verdict.message}")
                     return None
             return self._url(record, waiting)
 
-        return await self.cluster.changes.wait_until(self.identity.owner, ready)
+        return await waiting.until(ready)
 
     def _judge(self, item: Planned, record: Record, seen: set[str]) -> Status:
         """The status of one object; ``seen`` are those that the watch has shown before."""
@@ -251,7 +217,7 @@ class Launcher:
     def _find(self, kind: tuple[str, str], namespace: str, name: str) -> Live | None:
         return self.cluster.known("/".join(kind), namespace, name)
 
-    def _url(self, record: Record, waiting: _Waiting) -> str | None:
+    def _url(self, record: Record, waiting: Waiting) -> str | None:
         made = record.connection
         if made is None:
             return None
@@ -260,7 +226,7 @@ class Launcher:
             return None
         url = connection.url(live.as_dict(), self.route)
         if url is None:
-            waiting.update(f"{made.reference}: it has no address yet", self.tell)
+            waiting.update(f"{made.reference}: it has no address yet")
         return url
 
     async def adopt(self, record: Record, *, timeout: float) -> Record:
@@ -272,7 +238,7 @@ class Launcher:
         made = record.connection
         if made is None:
             raise StartFailed("there is no connection object on record")
-        waiting = _Waiting("the API server")
+        waiting = self._waiting(record)
 
         def ready() -> Record | None:
             live = self._find((made.api_version, made.kind), made.namespace, made.name)
@@ -282,7 +248,7 @@ class Launcher:
             if verdict.state is State.FAILED:
                 raise StartFailed(f"{made.reference}: {verdict.message}")
             if not verdict.ready:
-                waiting.update(f"{made.reference}: {verdict.message}", self.tell)
+                waiting.update(f"{made.reference}: {verdict.message}")
                 return None
             url = self._url(record, waiting)
             if url is None:
@@ -292,34 +258,22 @@ class Launcher:
 
         try:
             with anyio.fail_after(timeout):
-                await liveness.watch(self.cluster, record)
-                return await self.cluster.changes.wait_until(self.identity.owner, ready)
+                with waiting.listening():
+                    await liveness.watch(self.cluster, record)
+                    await self._watch_controllers(record)
+                    for live in self.cluster.objects_of(self.identity.owner):
+                        if self.identity.owns_as_server(live.meta.labels):
+                            waiting.made(live.meta.uid)
+                    return await waiting.until(ready)
         except TimeoutError:
-            raise self._late(timeout, waiting) from None
+            raise waiting.late(timeout) from None
 
-    def _hear(self, event: Event, uids: set[str], record: Record) -> None:
-        """Tell the user of events about this server's objects, pods of its controllers included."""
-        if event.is_routine:
-            return
-        if event.uid in uids or any(
-            live.meta.uid == event.uid for live in liveness.pods(self.cluster, record)
-        ):
-            self._say(event)
-
-    def _say(self, event: Event) -> None:
-        self.tell(f"{event.time} [{event.type}] {event.kind} {event.reason}: {event.message}", 50)
-
-
-class _Waiting:
-    """What a start waits for, told when it changes and named when time is up."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def update(self, what: str, tell: Tell) -> None:
-        if what != self.what:
-            self.what = what
-            tell(f"Waiting for {what}", 30)
+    async def _watch_controllers(self, record: Record) -> None:
+        """What makes pods says why it cannot, also where a Service is what is connected to."""
+        for kind in await self.cluster.discovery.named(record.kinds):
+            if kind.group == "apps":
+                for namespace in record.kinds[str(kind)]:
+                    await self.cluster.reflector(kind, namespace, full=True).sync()
 
 
 def _waits(item: Planned) -> bool:

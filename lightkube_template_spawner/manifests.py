@@ -29,19 +29,22 @@ _CLAIM = "v1/PersistentVolumeClaim"
 RETAINED_KINDS = (_CLAIM, "v1/PersistentVolume", "v1/Namespace")
 
 _RANKS: Mapping[str, int] = {
-    **dict.fromkeys(("Namespace", "CustomResourceDefinition"), 0),
-    **dict.fromkeys(
-        ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"), 1
-    ),
-    **dict.fromkeys(("ResourceQuota", "LimitRange", "PriorityClass"), 1),
-    **dict.fromkeys(
-        ("Secret", "ConfigMap", "PersistentVolume", "PersistentVolumeClaim", "StorageClass"), 2
-    ),
-    **dict.fromkeys(
-        ("Pod", "Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob"), 4
-    ),
+    kind: rank
+    for rank, kinds in enumerate(
+        (
+            ("Namespace", "CustomResourceDefinition"),
+            ("Role", "ClusterRole"),
+            # These may give the hub's account its rights to all that follows.
+            ("RoleBinding", "ClusterRoleBinding"),
+            ("ServiceAccount", "ResourceQuota", "LimitRange", "PriorityClass"),
+            ("Secret", "ConfigMap", "PersistentVolume", "PersistentVolumeClaim", "StorageClass"),
+            (),
+            ("Pod", "Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob"),
+        )
+    )
+    for kind in kinds
 }
-_REST, LAST = 3, 5
+BINDINGS, _REST, LAST = 2, 5, 7
 
 Source = str | list[Any]  # a rendered file: its text, or the documents already read from it
 
@@ -59,6 +62,7 @@ class Rules:
     shared_objects: tuple[str, ...] = ()
     select_own_pods: bool = True
     gitops_guard: bool = True
+    adopt_retained: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from lightkube_template_spawner import api as api_module
 from lightkube_template_spawner import events as events_module
-from lightkube_template_spawner import liveness
+from lightkube_template_spawner import liveness, patience
 from lightkube_template_spawner import reflector as reflector_module
 from lightkube_template_spawner import removal as removal_module
 from lightkube_template_spawner.cluster import Cluster
@@ -75,8 +74,8 @@ def chart(name: str = "s", **pod: Any) -> dict[str, Obj]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_module, "_BACKOFF", 0.001)
-    monkeypatch.setattr(events_module, "_PAUSE", 0.01)
+    monkeypatch.setattr(patience, "_BACKOFF", (0.001, 0.001))
+    monkeypatch.setattr(events_module, "_PAUSE", (0.01, 0.01))
     monkeypatch.setattr(events_module, "_LINGER", 0.01)
     monkeypatch.setattr(reflector_module, "_BACKOFF", (0.02, 0.08))
     monkeypatch.setattr(removal_module, "_CONFIRM", 0.01)
@@ -111,7 +110,6 @@ class World:
                 {f"{name}.yaml": json.dumps(item) for name, item in files.items()},
                 before=before,
                 save=self.saved.append,
-                feed=self.cluster.events("hub"),
                 timeout=timeout,
             )
         finally:
@@ -136,7 +134,8 @@ class World:
 
     def writes(self) -> list[str]:
         seen = [seen for seen in self.fake.requests if seen.method != "GET"]
-        return [f"{one.method} {one.path.split('hub/')[1]}" for one in seen]
+        wrote = [one for one in seen if "/selfsubject" not in one.path]  # those ask
+        return [f"{one.method} {one.path.split('hub/')[1]}" for one in wrote]
 
 
 @pytest.fixture
@@ -181,7 +180,7 @@ async def test_a_start(world: World, fake: FakeApiServer) -> None:
 
 
 async def test_a_start_costs_a_request_an_object(world: World, fake: FakeApiServer) -> None:
-    """Beside what all servers share: discovery, one list and one watch a kind, the events."""
+    """Beside what all servers share: discovery, rights, one list and watch a kind, events."""
     await world.launch()
     assert world.writes() == [
         "PATCH persistentvolumeclaims/home", "PATCH secrets/s", "PATCH pods/s", "PATCH services/s",
@@ -193,7 +192,8 @@ async def test_a_start_costs_a_request_an_object(world: World, fake: FakeApiServ
         assert fake.count(f"GET .*/{kind}$") == 1
         assert fake.count(f"WATCH .*/{kind}$") == 1
     assert fake.count("events$") == 2
-    assert len(fake.requests) == 4 + 2 + 2 * len(kinds) + 2
+    assert fake.count("POST .*/selfsubjectrulesreviews$") == 1
+    assert len(fake.requests) == 4 + 2 + 1 + 2 * len(kinds) + 2
     fake.requests.clear()
     files = chart("t")
     files["volume"]["metadata"]["name"] = "home2"
@@ -479,16 +479,63 @@ async def test_a_bad_template_writes_nothing(
     assert world.saved == []
 
 
-@pytest.mark.parametrize(("verb", "word"), [
-    ("list", "needs get, list, watch"), ("patch", "cannot patch"), ("create", "cannot create"),
-])  # fmt: skip
-async def test_missing_rights_are_named(
-    world: World, fake: FakeApiServer, verb: str, word: str
+@pytest.mark.parametrize("verb", ["create", "delete", "get", "list", "patch", "watch"])
+async def test_missing_rights_are_named_and_nothing_is_written(
+    world: World, fake: FakeApiServer, verb: str
 ) -> None:
-    fake.forbidden.add((verb, "secrets"))
-    with pytest.raises(Forbidden, match=word):
+    fake.forbidden |= {(verb, "secrets"), ("watch", "endpointslices")}
+    with pytest.raises(Forbidden) as refused:
         await world.launch()
-    assert "Pod/s" not in world.left()
+    lines = str(refused.value).splitlines()
+    assert lines[0] == (
+        f"Nothing was created: the hub's account hub may not watch endpointslices.discovery.k8s.io "
+        f"in namespace 'hub', nor {verb} secrets in namespace 'hub'."
+    )
+    assert [line for line in lines if "secrets" in line][1:] == [
+        f'- {{apiGroups: [""], resources: [secrets], verbs: [{verb}]}}'
+    ]
+    assert (world.writes(), world.saved, world.left()) == ([], [], set())
+    fake.forbidden.clear()
+    await world.launch()
+    assert world.left() == ALL
+
+
+async def test_rights_are_asked_for_once_and_what_is_lost_at_the_next_start(
+    world: World, fake: FakeApiServer
+) -> None:
+    await world.stop(await world.launch())
+    await world.stop(await world.launch())
+    assert fake.count("rulesreviews") == 1
+    fake.forbidden.add(("create", "secrets"))
+    with pytest.raises(Forbidden, match=r"Secret/hub/s .* was refused: .* cannot create"):
+        await world.launch()
+    fake.requests.clear()
+    with pytest.raises(Forbidden, match=r"^Nothing was created: .* create secrets in"):
+        await world.launch()
+    assert world.writes() == []
+
+
+@pytest.mark.parametrize("answer", [
+    text(403, "no"), text(500, "webhook"),
+], ids=["403", "500"])  # fmt: skip
+async def test_where_rights_cannot_be_asked_the_start_goes_on(
+    world: World, fake: FakeApiServer, answer: Fault
+) -> None:
+    answer.met, answer.path, answer.times = 0, "selfsubject", 99
+    fake.faults.append(answer)
+    fake.incomplete = True
+    await world.launch()
+
+
+async def test_without_events_a_start_goes_on_and_says_so_once(
+    world: World, fake: FakeApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.forbidden.add(("watch", "events"))
+    for _ in range(2):
+        await world.stop(await world.launch())
+    told = [text for text in caplog.messages if "what happens to their pods" in text]
+    assert len(told) == 1
+    assert "resources: [events], verbs: [watch]}" in told[0]
 
 
 # Waiting
@@ -546,7 +593,7 @@ async def test_watches_that_break_while_waiting(world: World, fake: FakeApiServe
 
 async def test_a_watch_that_is_refused_is_named(world: World, fake: FakeApiServer) -> None:
     fake.forbidden.add(("watch", "endpointslices"))
-    with pytest.raises(SpawnerError, match="cannot watch"):
+    with pytest.raises(SpawnerError, match="may not watch endpointslices"):
         await world.launch(timeout=1.5)
 
 

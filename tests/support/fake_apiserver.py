@@ -68,6 +68,7 @@ KINDS = (
     Served("apps", "v1", "StatefulSet", "statefulsets"),
     Served("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),
     Served("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
+    Served("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings"),
     Served("example.org", "v1", "Widget", "widgets"),
     Served("example.org", "v1beta1", "Widget", "widgets"),
     Served("example.org", "v1", "Nameless", "namelesses", unnamed=True),
@@ -181,10 +182,12 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
         self.muted = False  # watches stay open and say nothing
         self.controllers = True  # kubelet and garbage collector; False: nothing finishes going
         self.delay = 0.005  # seconds that those take
-        self.forbidden: set[tuple[str, str]] = set()  # (verb, plural)
+        self.forbidden: set[tuple[str, str]] = set()  # (verb, plural), whatever the rules say
         self.protected: dict[str, Refusal] = {}  # what an admission policy keeps from deletion
         self.unknown_fields = {".spec.bogus"}
+        # What our account may do everywhere, and, by name, what a RoleBinding gives it.
         self.rules: list[Obj] = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
+        self.roles: dict[str, list[Obj]] = {}
         self.incomplete = False
         self.on_request: Callable[[Seen, str], None] = lambda seen, when: None
         self.version = 1000
@@ -321,8 +324,16 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
         if raw == "/version":
             return {"major": "1", "minor": "36", "gitVersion": "v1.36.3"}
         if raw.endswith("/selfsubjectrulesreviews"):
-            status = {"resourceRules": self.rules, "incomplete": self.incomplete}
+            rules = self._told(seen.body["spec"]["namespace"])
+            status = {"resourceRules": rules, "incomplete": self.incomplete}
             return {**seen.body, "status": {**status, "nonResourceRules": []}}
+        if raw.endswith("/selfsubjectaccessreviews"):
+            asked = seen.body["spec"]["resourceAttributes"]
+            served = self._served(asked["group"], asked["resource"])
+            allowed = self._may(asked["verb"], served, asked["namespace"])
+            return {**seen.body, "status": {"allowed": allowed}}
+        if raw.endswith("/selfsubjectreviews"):
+            return {**seen.body, "status": {"userInfo": {"username": "hub"}}}
         match = _URL.fullmatch(raw)
         if match is None or match["plural"] is None or raw.count("/") < 3:
             return self._discovery(raw, request.headers["Accept"])
@@ -364,8 +375,35 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
             return "watch"
         return (single if name else many)[seen.method]
 
+    def _told(self, namespace: str) -> list[Obj]:
+        if not self.forbidden and not self.incomplete:
+            return self._rules_in(namespace)
+        return [
+            {
+                "apiGroups": [served.group],
+                "resources": [served.plural],
+                "verbs": [verb for verb in _ALL if self._may(verb, served, namespace)],
+            }
+            for served in self.kinds
+            if not self.incomplete
+        ]
+
+    def _rules_in(self, namespace: str) -> list[Obj]:
+        bindings = self._stores.get(("rbac.authorization.k8s.io", "rolebindings"), {})
+        bound = [item["roleRef"]["name"] for key, item in bindings.items() if key[0] == namespace]
+        return [*self.rules, *(rule for name in bound for rule in self.roles.get(name, ()))]
+
+    def _may(self, verb: str, served: Served, namespace: str) -> bool:
+        return (verb, served.plural) not in self.forbidden and any(
+            {served.group, "*"} & {*rule.get("apiGroups", ())}
+            and {served.plural, "*"} & {*rule.get("resources", ())}
+            and {verb, "*"} & {*rule.get("verbs", ())}
+            and not rule.get("resourceNames")
+            for rule in self._rules_in(namespace if served.namespaced else "")
+        )
+
     def _allow(self, verb: str, served: Served, namespace: str, name: str) -> None:
-        if (verb, served.plural) in self.forbidden:
+        if not self._may(verb, served, namespace):
             subject = f'{served.qualified} "{name}"' if name else served.qualified
             raise Refusal(
                 403,

@@ -1,0 +1,118 @@
+"""What a start needs before it writes: rights for its objects, and watches that see them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import anyio
+
+from lightkube_template_spawner import liveness, rights
+from lightkube_template_spawner.api import Kind
+from lightkube_template_spawner.cluster import Cluster
+from lightkube_template_spawner.errors import ClusterError, Forbidden
+from lightkube_template_spawner.identity import WAIT
+from lightkube_template_spawner.manifests import Plan
+from lightkube_template_spawner.rights import Needs, Place
+
+_EFFECT = 5.0  # seconds until every API server knows a new binding
+_PAUSE = 0.1
+
+
+class Access:
+    """One start's rights and watches.
+
+    A namespace that the template renders together with a RoleBinding for the hub's account may give
+    rights only once both are there: what is missing in it is asked for again then.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        plan: Plan,
+        kinds: Mapping[tuple[str, str], Kind],
+        home: str,
+        log: logging.Logger,
+    ) -> None:
+        self._cluster = cluster
+        self._plan = plan
+        self.kinds = kinds
+        self._home = home
+        self._log = log
+        self._later: Needs = {}
+
+    async def open(self) -> None:
+        """Check every right, then open the watches: held objects and leftovers cost no request.
+
+        Raises:
+            Forbidden: rights are missing; the message names them all, and the rules to add.
+        """
+        places = await self._places()
+        looked_at = [place for place, full in places.items() if full]
+        needs = rights.needed(self._plan, self.kinds, looked_at)
+        missing = await self._missing(needs)
+        refused = {p: verbs for p, verbs in missing.items() if not rights.promised(self._plan, p)}
+        if refused:
+            raise await self._refusal(refused, "Nothing was created: ")
+        self._later = missing
+        await self._watch({p: full for p, full in places.items() if p not in missing})
+
+    async def complete(self) -> None:
+        """The same for namespaces whose rights came with the template's own roles.
+
+        Raises:
+            Forbidden: they did not come.
+        """
+        if not self._later:
+            return
+        with anyio.move_on_after(_EFFECT):
+            while await self._missing(self._later):  # noqa: ASYNC110 - nothing tells of it
+                await anyio.sleep(_PAUSE)
+        missing = await self._missing(self._later)
+        if missing:
+            raise await self._refusal(missing, "The template's own roles do not suffice: ")
+        places = await self._places()
+        await self._watch({p: full for p, full in places.items() if p in self._later})
+        self._later = {}
+
+    async def _places(self) -> dict[Place, bool]:
+        """Where a watch is needed, and whether it must keep whole objects."""
+        pods = await self._cluster.discovery.kind(*liveness.POD)
+        places = {(pods, self._home): True}
+        connection = self._plan.connection
+        for item in self._plan.objects:
+            place = (self.kinds[item.kind], item.namespace)
+            full = item is connection or item.manifest["metadata"]["annotations"].get(WAIT)
+            places[place] = places.get(place, False) or bool(full)
+        if connection.kind == ("v1", "Service"):
+            slices = await self._cluster.discovery.kind(*liveness.SLICE)
+            places[slices, connection.namespace] = True
+        return places
+
+    async def _missing(self, needs: Needs) -> Needs:
+        try:
+            return await self._cluster.rights.missing(needs, events=self._home)
+        except ClusterError as error:
+            # The review is a courtesy: the API server itself refuses what we may not do.
+            self._log.info("What the hub's account may do cannot be asked: %s", error)
+            return {}
+
+    async def _refusal(self, missing: Needs, head: str) -> Forbidden:
+        account = await self._cluster.rights.account()
+        return Forbidden(head + rights.explain(missing, account), code=403, reason="Forbidden")
+
+    async def _watch(self, places: Mapping[Place, bool]) -> None:
+        stores = {
+            place: self._cluster.reflector(place[0], place[1] or None, full=full)
+            for place, full in places.items()
+        }
+        for place, store in stores.items():
+            try:
+                await store.sync()
+            except Forbidden:
+                # Allowed when it was asked last: what else was taken away with it?
+                self._cluster.rights.forget([place[1]])
+                missing = await self._missing(dict.fromkeys(places, rights.LOOK))
+                if missing:
+                    raise await self._refusal(missing, "Nothing was created: ") from None
+                raise
