@@ -8,16 +8,14 @@ that lightkube itself builds. Every undocumented name of it is imported here and
 
 from __future__ import annotations
 
-import logging
-import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import socket
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
-import anyio
 import httpx2
 import msgspec
 import yaml
@@ -47,10 +45,7 @@ _PARTIAL = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1,appli
 METADATA = _PARTIAL.format("")
 METADATA_LIST = _PARTIAL.format("List")
 
-T = TypeVar("T")
-
-_RETRIES = 6
-_BACKOFF = 0.5  # seconds, doubled each time
+_CONNECT = 3.0  # seconds: a lost packet is sent again after one; watches are to be back in five
 _SEGMENT = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.:]*[A-Za-z0-9])?")
 _INVALID = frozenset({400, 405, 413, 415, 422})
 # Apply reports a field that the schema lacks, or a duplicate list key, as a 500 without a reason.
@@ -157,23 +152,22 @@ async def _lines(response: httpx2.Response) -> AsyncIterator[bytes]:
         yield rest
 
 
-async def retried(operation: Callable[[], Awaitable[T]], log: logging.Logger) -> T:
-    """Repeat an idempotent request while the API server gives no usable answer.
+def _keepalive() -> list[tuple[int, int, int]]:
+    """Notice a dead path without asking anything, as a silent watch would else hang on it.
 
-    Raises:
-        ClusterError: the last answer, or any that another try would not change.
+    A connection whose packets are dropped ends after five seconds, idle or not; where the system
+    does not know these options, only a watch's idle time-out and a request's own are left.
     """
-    for attempt in range(_RETRIES):
-        try:
-            return await operation()
-        except Unavailable as error:
-            if attempt == _RETRIES - 1:
-                raise
-            jitter = random.uniform(0.5, 1)  # noqa: S311
-            delay = error.retry_after or _BACKOFF * 2**attempt * jitter
-            log.info("Trying again in %.1f s: %s", delay, error)
-        await anyio.sleep(delay)
-    raise AssertionError("unreachable: the last attempt returns or raises")
+    found = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name, value in (
+        ("TCP_KEEPIDLE", 3),
+        ("TCP_KEEPINTVL", 1),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", 5000),  # milliseconds
+    ):
+        if hasattr(socket, name):
+            found.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    return found
 
 
 class Api:
@@ -206,11 +200,11 @@ class Api:
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigurationError(f"the kubeconfig lacks something: {error!r}") from error
         self.server = config.cluster.server
-        self._timeout = httpx2.Timeout(timeout)
+        self._timeout = httpx2.Timeout(timeout, connect=min(timeout, _CONNECT))
         # Each watch holds a connection, so there is no limit here; the writers limit themselves.
         self._transport = transport or httpx2.AsyncHTTPTransport(
             verify=tls,
-            retries=1,
+            socket_options=_keepalive(),
             limits=httpx2.Limits(
                 max_connections=None, max_keepalive_connections=20, keepalive_expiry=60
             ),
@@ -264,9 +258,17 @@ class Api:
             raise Unavailable(f"{self.server} answered with broken JSON: {error}") from error
 
     async def apply(
-        self, kind: Kind, manifest: Mapping[str, Any], *, manager: str, dry_run: bool = False
+        self,
+        kind: Kind,
+        manifest: Mapping[str, Any],
+        *,
+        manager: str,
+        dry_run: bool = False,
+        force: bool = False,
     ) -> dict[str, Any]:
-        """Server-side apply, never forced; the live object as the API server returned it.
+        """Server-side apply; the live object as the API server returned it.
+
+        ``force`` takes fields from other managers: only what ``adopt_retained`` asks for needs it.
 
         Raises:
             ClusterError: refused, or no usable answer (then it may or may not have been written).
@@ -280,6 +282,7 @@ class Api:
                 namespace=namespace,
                 field_manager=manager,
                 dry_run=dry_run,
+                force=force,
             )
         except httpx2.HTTPStatusError as error:  # ApiError among them
             raise _refusal(error.response, error.response.content) from error

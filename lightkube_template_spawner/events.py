@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
@@ -16,14 +17,16 @@ from typing import Any
 
 import msgspec
 
-from lightkube_template_spawner.api import Api, Kind
+from lightkube_template_spawner.api import Api, Kind, error_from
+from lightkube_template_spawner.errors import Unavailable
+from lightkube_template_spawner.patience import asked_pause
 
 _KIND = Kind("", "v1", "Event", "events", namespaced=True)
 _NO_NODES = "involvedObject.kind!=Node"
 _KEPT = 500  # what came before its object's UID was known is looked up here
 _LINGER = 60.0  # seconds: one watch serves a class that starts together
 _IDLE = 300.0  # events get no bookmarks; silence is normal
-_PAUSE = 2.0
+_PAUSE = (0.2, 2.0)  # seconds, doubled while nothing comes
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class EventFeed:
         self._listeners: dict[Callable[[Event], None], Container[str]] = {}
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.TimerHandle | None = None
+        self._version = ""  # "": begin at "now"
 
     @contextmanager
     def listen(
@@ -102,28 +106,36 @@ class EventFeed:
         if self._task is not None:
             self._task.cancel()
             self._task = None
+        self._version = ""
         self._recent.clear()
 
     async def _run(self) -> None:
-        version = ""
+        pause = _PAUSE[0]
         while True:
+            began, error = time.monotonic(), None
             try:
-                if not version:
+                if not self._version:
                     first = await self._api.call(
                         "GET", _KIND.path(self._namespace), params={"limit": "1"}
                     )
-                    version = first["metadata"]["resourceVersion"]
-                version = await self._watch(version)
-            except Exception as error:  # noqa: BLE001
+                    self._version = first["metadata"]["resourceVersion"]
+                await self._watch()
+            except Unavailable as failure:
+                error = failure  # what happens meanwhile is heard later: the position is kept
+                self._log.debug("Events of %s: %s", self._namespace, error)
+            except Exception as failure:  # noqa: BLE001
                 # Events are told to the user, nothing depends on them: begin again at "now".
-                self._log.debug("Events of %s: %r", self._namespace, error)
-                version = ""
-            await asyncio.sleep(_PAUSE)
+                self._log.debug("Events of %s: %r", self._namespace, failure)
+                self._version = ""
+            if time.monotonic() - began > _PAUSE[1]:
+                pause = _PAUSE[0]
+            await asyncio.sleep(max(pause, asked_pause(error)))
+            pause = min(pause * 2, _PAUSE[1])
 
-    async def _watch(self, version: str) -> str:
+    async def _watch(self) -> None:
         params = {
             "watch": "true",
-            "resourceVersion": version,
+            "resourceVersion": self._version,
             "fieldSelector": _NO_NODES,
             "timeoutSeconds": str(int(_IDLE)),
         }
@@ -134,11 +146,10 @@ class EventFeed:
             async for line in lines:
                 change = msgspec.json.decode(line, type=dict[str, Any]) if line else {}
                 if change.get("type") == "ERROR":
-                    return ""
+                    raise error_from(change.get("object"), 500)
                 if change.get("type") in ("ADDED", "MODIFIED"):
-                    version = change["object"]["metadata"]["resourceVersion"]
+                    self._version = change["object"]["metadata"]["resourceVersion"]
                     self._tell(Event.read(change["object"]))
-        return version
 
     def _tell(self, event: Event) -> None:
         self._recent.append(event)

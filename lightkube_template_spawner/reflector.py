@@ -215,7 +215,8 @@ class Reflector:
         Raises:
             Forbidden, NotFound: the API server refuses it; waiting would not help.
         """
-        self._hurry.set()
+        if not self._synced:
+            self._hurry.set()
         while not self._synced:
             await self._attempt.wait()
             if isinstance(self.error, Forbidden | NotFound):

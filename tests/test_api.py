@@ -22,7 +22,7 @@ from lightkube.config.models import User
 from lightkube.core.resource_registry import resource_registry
 
 from lightkube_template_spawner import api as module
-from lightkube_template_spawner.api import Api, Kind, error_from, retried, segment
+from lightkube_template_spawner.api import Api, Kind, error_from, segment
 from lightkube_template_spawner.errors import (
     ClusterError,
     ConfigurationError,
@@ -159,7 +159,7 @@ async def test_a_refusal_keeps_message_reason_and_causes() -> None:
     assert str(error_from({}, 502)) == "HTTP 502"
 
 
-# Time and retries
+# Time
 
 
 async def test_silence_ends(fake: FakeApiServer, tmp_path: Path) -> None:
@@ -168,28 +168,6 @@ async def test_silence_ends(fake: FakeApiServer, tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="ReadTimeout"):
         await quick.call("GET", "/version")
     await quick.aclose()
-
-
-async def test_requests_are_repeated_while_there_is_hope(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BACKOFF", 0.001)
-    tries: list[int] = []
-
-    async def fails(error: ClusterError, until: int) -> str:
-        tries.append(1)
-        if len(tries) < until:
-            raise error
-        return "done"
-
-    assert await retried(lambda: fails(Unavailable("down"), 3), log) == "done"
-    tries.clear()
-    with pytest.raises(Unavailable):
-        await retried(lambda: fails(Unavailable("down"), 99), log)
-    assert len(tries) == 6
-    for refusal in (Forbidden("no"), Conflict("no"), Invalid("no"), NotFound("no"), Expired("no")):
-        tries.clear()
-        with pytest.raises(type(refusal)):
-            await retried(lambda refusal=refusal: fails(refusal, 9), log)  # type: ignore[misc]
-        assert len(tries) == 1
 
 
 # Path safety

@@ -12,8 +12,8 @@ import anyio
 import httpx2
 import pytest
 
-from lightkube_template_spawner import api as api_module
 from lightkube_template_spawner import cluster as module
+from lightkube_template_spawner import patience
 from lightkube_template_spawner.api import Kind
 from lightkube_template_spawner.cluster import Cluster
 from lightkube_template_spawner.errors import (
@@ -23,9 +23,9 @@ from lightkube_template_spawner.errors import (
     Conflict,
     Forbidden,
     Invalid,
-    Unavailable,
 )
 from lightkube_template_spawner.identity import Identity, Policy
+from lightkube_template_spawner.patience import within
 from lightkube_template_spawner.reflector import Meta
 from tests.support.connect import connect, kubeconfig
 from tests.support.fake_apiserver import FakeApiServer, Fault, Refusal, text
@@ -39,7 +39,7 @@ SELECTOR = ME.selector(LIFECYCLE, [Policy.STOPPED])
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_module, "_BACKOFF", 0.001)
+    monkeypatch.setattr(patience, "_BACKOFF", (0.001, 0.001))
 
 
 @pytest.fixture
@@ -312,9 +312,24 @@ async def test_deletes_wait_out_a_bad_moment(fake: FakeApiServer, cluster: Clust
     ]
     assert await cluster.delete_matching(CONFIG, "hub", SELECTOR, ours) == []
     assert left(fake) == {"theirs", "kept"}
-    fake.faults = [Fault(error=lambda: httpx2.ConnectError("refused"), times=99)]
-    with pytest.raises(Unavailable):
+    fake.faults = [Fault(error=lambda: httpx2.ConnectError("refused"), times=10_000)]
+    with pytest.raises(TimeoutError, match="ConnectError refused"), within(0.1):
         await cluster.delete_matching(CONFIG, "hub", SELECTOR, ours)
+
+
+async def test_a_write_that_waits_for_its_next_try_keeps_no_other(
+    fake: FakeApiServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One extension that is down must not stand in the way of everybody's starts and stops."""
+    monkeypatch.setattr(patience, "_BACKOFF", (5, 5))
+    fake.faults.append(replace(text(500, "no webhook"), method="DELETE", path="/pods$", times=99))
+    await several(cluster)
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(cluster.delete_matching, POD, "hub", SELECTOR, ours)
+        with anyio.fail_after(2):
+            assert await cluster.delete_matching(CONFIG, "hub", SELECTOR, ours)
+        group.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(("kind", "policy", "first"), [

@@ -12,6 +12,7 @@ import pytest
 from lightkube_template_spawner.api import Api
 from lightkube_template_spawner.discovery import Discovery
 from lightkube_template_spawner.errors import UnknownKind
+from lightkube_template_spawner.patience import within
 from tests.support.fake_apiserver import FakeApiServer, Fault, Served, text
 
 pytestmark = pytest.mark.anyio
@@ -76,11 +77,45 @@ async def test_kinds_by_name(discovery: Discovery) -> None:
 async def test_a_bad_moment_passes(
     fake: FakeApiServer, discovery: Discovery, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightkube_template_spawner.api._BACKOFF", 0.001)
+    monkeypatch.setattr("lightkube_template_spawner.patience._BACKOFF", (0.001, 0.001))
     fault.met, fault.path = 0, "/api"
     fake.faults.append(fault)
     assert (await discovery.kind("v1", "Pod")).plural == "pods"
     assert await discovery.server_version() == "v1.36.3"
+
+
+async def test_an_extension_that_is_down_costs_no_other(
+    fake: FakeApiServer, discovery: Discovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Kubernetes 1.26 each group is asked for itself, and an extension's server may fail."""
+    monkeypatch.setattr("lightkube_template_spawner.patience._BACKOFF", (0.001, 0.001))
+    fake.legacy = True
+    fake.faults.append(
+        Fault(answer=lambda: httpx2.Response(503), path="/apis/example.org/v1$", times=5)
+    )
+    assert (await discovery.kind("apps/v1", "Deployment")).plural == "deployments"
+    assert fake.faults[0].met == 1
+    # A kind of its own is waited for, as its objects may be there.
+    assert [str(kind) for kind in await discovery.named(["example.org/v1/Widget"])] == [
+        "example.org/v1/Widget"
+    ]
+    assert fake.faults[0].met == 5
+    fake.faults[0].met = 0
+    found = await discovery.deletable("hub")
+    assert found is not None
+    assert "example.org/v1/Widget" in {str(kind) for kind in found}  # remembered
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+async def test_a_kind_that_cannot_be_asked_about_is_not_called_unknown(
+    fake: FakeApiServer, discovery: Discovery, legacy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightkube_template_spawner.patience._BACKOFF", (0.001, 0.001))
+    fake.legacy, fake.stale = legacy, {"example.org/v1"}
+    with pytest.raises(TimeoutError, match=r"example\.org/v1 did not answer"), within(0.1):
+        await discovery.kind("example.org/v1", "Widget")
+    fake.stale.clear()
+    assert (await discovery.kind("example.org/v1", "Widget")).plural == "widgets"
 
 
 # What may be deleted

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PAUSE", 0.02)
+    monkeypatch.setattr(module, "_PAUSE", (0.02, 0.02))
     monkeypatch.setattr(module, "_LINGER", 0.05)
 
 
@@ -153,6 +153,26 @@ async def test_a_dropped_watch_resumes_where_it_was(fake: FakeApiServer, feed: E
         fake.watches[0].end()
         await until(lambda: len(heard) == 2)
     assert heard == ["one", "two"]
+
+
+@pytest.mark.parametrize("fault", [
+    text(503, "x"), text(429, "slow down", Retry_After="0"),
+    Fault(error=lambda: httpx2.ConnectError("refused")),
+], ids=["503", "429", "down"])  # fmt: skip
+async def test_what_happens_during_an_outage_is_heard_after_it(
+    fake: FakeApiServer, feed: EventFeed, fault: Fault
+) -> None:
+    heard: list[str] = []
+    with feed.listen(lambda e: heard.append(e.message)):
+        await until(lambda: fake.watches)
+        fake.faults.append(fault)
+        fault.met, fault.times = 0, 3
+        fake.watches[0].end(httpx2.ReadError("reset"))
+        await until(lambda: not fake.watches)
+        fake.put(event("meanwhile"))
+        await until(lambda: heard)
+    assert heard == ["meanwhile"]
+    assert fake.count("^GET") == 1
 
 
 def test_events_of_every_age_are_read() -> None:

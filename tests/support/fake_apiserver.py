@@ -178,6 +178,7 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
         self.watches: list[Watch] = []
         self.most_open = 0  # requests other than watches at one time
         self.legacy = False  # discovery as before Kubernetes 1.26
+        self.stale: set[str] = set()  # API versions whose own server is down
         self.expired_over_http = False  # 410 as an HTTP status instead of in the stream
         self.muted = False  # watches stay open and say nothing
         self.controllers = True  # kubelet and garbage collector; False: nothing finishes going
@@ -434,6 +435,8 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
             ]}  # fmt: skip
         group_version = path.removeprefix("/apis/").removeprefix("/api/")
         found = [served for served in self.kinds if served.api_version == group_version]
+        if group_version in self.stale:
+            raise Refusal(503, "ServiceUnavailable", "service unavailable")
         if not found:
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
         return {"kind": "APIResourceList", "groupVersion": group_version, "resources": [
@@ -466,7 +469,9 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
                 {
                     "metadata": {"name": group} if group else {},
                     "versions": [
-                        {"version": version, "resources": resources, "freshness": "Current"}
+                        {"version": version, "freshness": "Stale"}
+                        if f"{group}/{version}" in self.stale
+                        else {"version": version, "resources": resources, "freshness": "Current"}
                         for version, resources in versions.items()
                     ],
                 }

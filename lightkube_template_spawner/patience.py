@@ -1,0 +1,87 @@
+"""Going on while the API server gives no usable answer, until the time of whoever waits is up.
+
+``within`` sets the time. What the API server last said to requests that were still being repeated
+then is the message of its ``TimeoutError``: the user's next page is to tell it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+import anyio
+
+from lightkube_template_spawner.errors import Unavailable
+
+T = TypeVar("T")
+
+_BACKOFF = (0.5, 4.0)  # seconds: the first, doubled up to the last
+_LONGEST_ASKED = 30.0  # a server that says when to come back is obeyed up to this
+_UNBOUNDED = 120.0  # for a caller without any deadline: nothing is repeated for ever
+_SILENT = "the API server did not answer in time"
+
+# Requests under way, each with the last that was said to it.
+_said: ContextVar[dict[object, str] | None] = ContextVar("said", default=None)
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Give everything inside so much time.
+
+    Raises:
+        TimeoutError: it is up; the message is empty, or what the API server last said.
+    """
+    outer, inner = _said.get(), dict[object, str]()
+    token = _said.set(inner)
+    try:
+        with anyio.move_on_after(seconds) as scope:
+            yield
+    finally:
+        _said.reset(token)
+        if outer is not None:
+            outer.update(inner)  # the outer time may be the one that was up
+    if scope.cancelled_caught:
+        raise TimeoutError("; ".join(sorted({*inner.values()})))
+
+
+async def retried(operation: Callable[[], Awaitable[T]], log: logging.Logger) -> T:
+    """Repeat an idempotent request until there is a usable answer, or the caller's time is up.
+
+    Raises:
+        ClusterError: an answer that another try would not change.
+    """
+    said = _said.get()
+    said = {} if said is None else said
+    this = object()
+    said[this] = _SILENT  # stays there when we are cancelled
+    delay = _BACKOFF[0]
+    bounded = anyio.current_effective_deadline() < math.inf
+    last = math.inf if bounded else anyio.current_time() + _UNBOUNDED
+    while True:
+        try:
+            answer = await operation()
+        except Unavailable as error:
+            said[this] = str(error)
+            pause = max(asked_pause(error), delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
+            if anyio.current_time() + pause > last:
+                raise
+            log.info("Trying again in %.1f s: %s", pause, error)
+        except Exception:
+            del said[this]
+            raise
+        else:
+            del said[this]
+            return answer
+        await anyio.sleep(pause)
+        delay = min(delay * 2, _BACKOFF[1])
+
+
+def asked_pause(error: Exception | None) -> float:
+    """The pause that the API server asked for, spread so that not all come back at once; else 0."""
+    asked = error.retry_after if isinstance(error, Unavailable) else None
+    return min(asked or 0.0, _LONGEST_ASKED) * random.uniform(1, 1.25)  # noqa: S311 - jitter
