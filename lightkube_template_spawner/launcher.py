@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-import anyio
-
 from lightkube_template_spawner import connection, failures, liveness, manifests, status
 from lightkube_template_spawner.access import Access
 from lightkube_template_spawner.api import Kind
@@ -23,6 +21,7 @@ from lightkube_template_spawner.connection import Route
 from lightkube_template_spawner.errors import Forbidden, StartFailed
 from lightkube_template_spawner.identity import KINDS, WAIT, Identity, Policy
 from lightkube_template_spawner.manifests import Plan, Planned, Rules
+from lightkube_template_spawner.patience import within
 from lightkube_template_spawner.record import Connection, Record
 from lightkube_template_spawner.reflector import Live
 from lightkube_template_spawner.removal import Removal
@@ -66,7 +65,7 @@ class Launcher:
         """
         waiting = self._waiting(Record(self.identity, self.rules.namespace))
         try:
-            with anyio.fail_after(timeout):
+            with within(timeout, self.limits.retried_for):
                 plan, kinds = await self._plan(documents)
                 home = plan.connection.namespace or self.rules.namespace
                 access = Access(self.cluster, plan, kinds, home, self.log)
@@ -79,8 +78,8 @@ class Launcher:
                     record = await self._apply(plan, record, waiting, access)
                     save(record)
                     url = await self._wait_until_ready(plan, record, waiting)
-        except TimeoutError:
-            raise waiting.late(timeout) from None
+        except TimeoutError as error:
+            raise waiting.late(timeout, str(error)) from None
         except Forbidden:
             self.cluster.rights.forget()  # perhaps a role was changed: the next start asks again
             raise
@@ -257,16 +256,15 @@ class Launcher:
             return replace(record, connection=known, url=url, ready=True)
 
         try:
-            with anyio.fail_after(timeout):
-                with waiting.listening():
-                    await liveness.watch(self.cluster, record)
-                    await self._watch_controllers(record)
-                    for live in self.cluster.objects_of(self.identity.owner):
-                        if self.identity.owns_as_server(live.meta.labels):
-                            waiting.made(live.meta.uid)
-                    return await waiting.until(ready)
-        except TimeoutError:
-            raise waiting.late(timeout) from None
+            with within(timeout), waiting.listening():
+                await liveness.watch(self.cluster, record)
+                await self._watch_controllers(record)
+                for live in self.cluster.objects_of(self.identity.owner):
+                    if self.identity.owns_as_server(live.meta.labels):
+                        waiting.made(live.meta.uid)
+                return await waiting.until(ready)
+        except TimeoutError as error:
+            raise waiting.late(timeout, str(error)) from None
 
     async def _watch_controllers(self, record: Record) -> None:
         """What makes pods says why it cannot, also where a Service is what is connected to."""

@@ -25,24 +25,29 @@ _LONGEST_ASKED = 30.0  # a server that says when to come back is obeyed up to th
 _UNBOUNDED = 120.0  # for a caller without any deadline: nothing is repeated for ever
 _SILENT = "the API server did not answer in time"
 
+# For how many seconds an answer is worth another try; None: as long as there is time.
+Limit = Callable[[str], float | None]
+
 # Requests under way, each with the last that was said to it.
 _said: ContextVar[dict[object, str] | None] = ContextVar("said", default=None)
+_limit: ContextVar[Limit] = ContextVar("limit", default=lambda _: None)
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Give everything inside so much time.
+def within(seconds: float, limit: Limit | None = None) -> Iterator[None]:
+    """Give everything inside so much time, and some answers less.
 
     Raises:
         TimeoutError: it is up; the message is empty, or what the API server last said.
     """
     outer, inner = _said.get(), dict[object, str]()
-    token = _said.set(inner)
+    token, limited = _said.set(inner), _limit.set(limit or _limit.get())
     try:
         with anyio.move_on_after(seconds) as scope:
             yield
     finally:
         _said.reset(token)
+        _limit.reset(limited)
         if outer is not None:
             outer.update(inner)  # the outer time may be the one that was up
     if scope.cancelled_caught:
@@ -62,13 +67,17 @@ async def retried(operation: Callable[[], Awaitable[T]], log: logging.Logger) ->
     delay = _BACKOFF[0]
     bounded = anyio.current_effective_deadline() < math.inf
     last = math.inf if bounded else anyio.current_time() + _UNBOUNDED
+    limited: float | None = None  # since when the answer is one of those that get less time
     while True:
         try:
             answer = await operation()
         except Unavailable as error:
             said[this] = str(error)
             pause = max(asked_pause(error), delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
-            if anyio.current_time() + pause > last:
+            now, worth = anyio.current_time(), _limit.get()(str(error))
+            limited = None if worth is None else limited or now
+            if now + pause > min(last, (limited or last) + (worth or 0.0)):
+                del said[this]
                 raise
             log.info("Trying again in %.1f s: %s", pause, error)
         except Exception:
