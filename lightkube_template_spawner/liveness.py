@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from lightkube_template_spawner import status
-from lightkube_template_spawner.api import Kind
 from lightkube_template_spawner.cluster import Cluster
 from lightkube_template_spawner.errors import ClusterError
 from lightkube_template_spawner.identity import OWNER
@@ -17,6 +17,39 @@ from lightkube_template_spawner.status import Ended
 # As discovery asks for them: a kind made by hand, without verbs, would be watched a second time.
 POD = ("v1", "Pod")
 SLICE = ("discovery.k8s.io/v1", "EndpointSlice")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a server that is not seen to run may take to come back; 0 seconds: for ever."""
+
+    crash_loop_restarts: int = 3
+    node_lost: float = 300.0
+    replacement: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """An object that the stores do not show; only the API server can say that it is gone."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str  # "" for any
+
+    @property
+    def reference(self) -> str:
+        """``Kind/namespace/name``."""
+        return f"{self.kind}/{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """No sign of life and no proof of an end: dead after ``patience`` seconds, if not 0."""
+
+    reason: str
+    patience: float
 
 
 async def watch(cluster: Cluster, record: Record) -> list[Reflector]:
@@ -57,64 +90,97 @@ def longest_grace(cluster: Cluster, record: Record) -> int:
     return max(found)
 
 
-def suspicious(cluster: Cluster, record: Record) -> bool:
-    """Whether the stores no longer show a healthy server; costs no request and proves nothing."""
-    connection = record.connection
-    if connection is None:
-        return False
-    names = {(connection.kind, connection.namespace, connection.name)}
+def server_pods(cluster: Cluster, record: Record) -> list[Live]:
+    """The pods in which the server itself runs: the template's own, else those of its Service."""
     if record.pod:
-        names.add(("Pod", record.pods_in, record.pod))
-    for live in cluster.objects_of(record.identity.owner):
-        healthy = not live.meta.deletion_timestamp
-        if healthy and live.kind.kind == "Pod" and live.parts:
-            healthy = status.ended(live.as_dict()) is None
-        if healthy:
-            names.discard((live.kind.kind, live.meta.namespace, live.meta.name))
-    return bool(names)
+        own = cluster.known("v1/Pod", record.pods_in, record.pod)
+        return [own] if own is not None else []
+    service = record.connection and cluster.known(
+        "v1/Service", record.connection.namespace, record.connection.name
+    )
+    selector = (service.as_dict().get("spec") or {}).get("selector") if service else None
+    return [
+        live
+        for live in pods(cluster, record)
+        if selector
+        and live.meta.namespace == record.pods_in
+        and selector.items() <= live.meta.labels.items()
+    ]
 
 
-async def ended(cluster: Cluster, record: Record, log: logging.Logger) -> Ended | None:
-    """How the server ended, or None while it runs, starts, or cannot be asked about.
-
-    Reads stores only; what they do not show any more is confirmed by one GET.
-
-    Raises:
-        ClusterError: the stores could not be filled.
-    """
-    stores = await watch(cluster, record)
+def look(cluster: Cluster, record: Record, limits: Limits) -> Ended | Missing | Silent | None:
+    """What the stores show of a server; None where it runs, or where they cannot tell."""
     connection = record.connection
     if connection is None or not connection.uid:
         return None
-    where = (connection.namespace, connection.name)
-    over = await _object_ended(cluster, stores[0], where, connection.uid, log)
-    if over is None and record.pod and connection.kind != "Pod":
-        over = await _object_ended(cluster, stores[-1], (record.pods_in, record.pod), "", log)
-    return over
+    wanted = [Missing(connection.api_version, connection.kind, connection.namespace,
+                      connection.name, connection.uid)]  # fmt: skip
+    if record.pod and connection.kind != "Pod":
+        wanted.append(Missing(*POD, record.pods_in, record.pod, ""))
+    for item in wanted:
+        live = cluster.known(f"{item.api_version}/{item.kind}", item.namespace, item.name)
+        if live is None or (item.uid and live.meta.uid != item.uid):
+            return item
+        seen = _pod(live, limits) if live.kind.kind == "Pod" else _object(live)
+        if seen is not None:
+            return seen
+    if not record.pod and connection.kind == "Service":
+        return _replacement(cluster, record, limits)
+    return None
 
 
-async def _object_ended(
-    cluster: Cluster, store: Reflector, where: tuple[str, str], uid: str, log: logging.Logger
-) -> Ended | None:
-    live = store.get(*where)
-    if live is None or (uid and live.meta.uid != uid):
-        return await _confirm_gone(cluster, store.kind, where, uid, log)
+async def confirm(cluster: Cluster, missing: Missing, log: logging.Logger) -> Ended | None:
+    """Ask the API server about an object that the stores do not show."""
+    try:
+        kind = await cluster.discovery.kind(missing.api_version, missing.kind)
+        live = await cluster.get(kind, missing.namespace, missing.name)
+    except ClusterError as error:
+        log.warning("%s cannot be asked about: %s", missing.reference, error)
+        return None
+    if live is None or (missing.uid and live["metadata"].get("uid") != missing.uid):
+        return Ended(1, f"{missing.reference} was deleted")
+    if OWNER not in (live["metadata"].get("labels") or {}):
+        log.warning("%s lost its label %s; it still runs", missing.reference, OWNER)
+    return None
+
+
+def _object(live: Live) -> Ended | None:
     if live.meta.deletion_timestamp:
         return Ended(1, f"{live.reference} is being deleted")
-    return status.ended(live.as_dict()) if live.kind.kind == "Pod" else None
-
-
-async def _confirm_gone(
-    cluster: Cluster, kind: Kind, where: tuple[str, str], uid: str, log: logging.Logger
-) -> Ended | None:
-    reference = "/".join((kind.kind, *where))
-    try:
-        live = await cluster.get(kind, *where)
-    except ClusterError as error:
-        log.warning("%s cannot be asked about: %s", reference, error)
-        return None
-    if live is None or (uid and live["metadata"].get("uid") != uid):
-        return Ended(1, f"{reference} was deleted")
-    if OWNER not in (live["metadata"].get("labels") or {}):
-        log.warning("%s lost its label %s; it still runs", reference, OWNER)
     return None
+
+
+def _pod(live: Live, limits: Limits) -> Ended | Silent | None:
+    pod = live.as_dict()
+    over = status.ended(pod, limits.crash_loop_restarts)
+    node = status.unreachable(pod)
+    silent = f"node {node} does not answer" if node else ""
+    if live.meta.deletion_timestamp:
+        why = silent or status.disrupted(pod)
+        return (Ended(1, why) if why else over) or _object(live)
+    return Silent(silent, limits.node_lost) if silent and over is None else over
+
+
+def _replacement(cluster: Cluster, record: Record, limits: Limits) -> Ended | Silent | None:
+    """A server whose pods a controller makes lives while it has one, or may get another one."""
+    found = [live.as_dict() for live in server_pods(cluster, record)]
+    if any(status.running(pod) for pod in found):
+        return None
+    for pod in found:
+        over = status.crash_loop(pod, limits.crash_loop_restarts)
+        if over is not None and not pod["metadata"].get("deletionTimestamp"):
+            return over
+    connection = record.connection
+    slices = [
+        live.as_dict()
+        for live in cluster.objects_of(record.identity.owner)
+        if connection is not None
+        and live.kind.kind == "EndpointSlice"
+        and live.meta.labels.get("kubernetes.io/service-name") == connection.name
+    ]
+    if not found and (not slices or any(each.get("endpoints") for each in slices)):
+        return None  # pods that are not ours to see, or none are needed
+    why = [status.unreachable(pod) for pod in found]
+    lost = next((f"node {node} does not answer" for node in why if node), "")
+    waits = lost or next((status.compute(pod).message for pod in found), "it has no pod")
+    return Silent(f"no pod of the server runs: {waits}", limits.replacement)

@@ -35,7 +35,8 @@ class Record:
     ``kinds`` (name to namespaces, "" for cluster-scoped) hold objects that go when the server
     stops, ``retained`` objects that stay. ``pod`` is
     the pod that the template itself renders for the server, "" where a controller makes it.
-    ``live`` is true from the first write until everything that goes at a stop is gone.
+    ``live`` is true from the first write until everything that goes at a stop is gone. ``note`` is
+    what befell the server by itself, for the user's next start.
     """
 
     identity: Identity
@@ -49,6 +50,7 @@ class Record:
     url: str = ""
     live: bool = False
     ready: bool = False
+    note: str = ""
 
     def to_state(self) -> dict[str, Any]:
         """JSON for the hub's database."""
@@ -89,6 +91,7 @@ class Record:
             url=str(state.get("url") or ""),
             live=state.get("live") is True,
             ready=state.get("ready") is True,
+            note=str(state.get("note") or ""),
         )
 
     def stopped(self) -> Record:

@@ -3,6 +3,7 @@
 Two phases: what runs goes first and is awaited; what confines and feeds it (network policies,
 secrets, accounts) goes after. One object that refuses to go never keeps the others, but that
 network policies stay with a pod that does. Whoever calls again goes on where the last call ended.
+A pod on a node that does not answer is not waited for: it stays until its node tells.
 """
 
 from __future__ import annotations
@@ -12,12 +13,20 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import anyio
 
+from lightkube_template_spawner import status
 from lightkube_template_spawner.api import Kind
 from lightkube_template_spawner.cluster import Cluster, confines, is_workload
-from lightkube_template_spawner.errors import ClusterError, NotFound, RemovalIncomplete, Unavailable
-from lightkube_template_spawner.identity import OWNER, Policy
+from lightkube_template_spawner.errors import (
+    ClusterError,
+    NodeLost,
+    NotFound,
+    RemovalIncomplete,
+    Unavailable,
+)
+from lightkube_template_spawner.identity import OWNER, SERVERNAME, Policy
+from lightkube_template_spawner.patience import within
 from lightkube_template_spawner.record import Record
-from lightkube_template_spawner.reflector import Meta
+from lightkube_template_spawner.reflector import Live, Meta
 from lightkube_template_spawner.together import each
 
 Found = tuple[Kind, Meta]
@@ -32,10 +41,20 @@ _ASKING = 8  # at once, where nothing watches
 class Removal:
     """One removal: a deadline, what was asked to go, and what refused."""
 
-    def __init__(self, cluster: Cluster, log: logging.Logger, *, grace: int | None = None) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        log: logging.Logger,
+        *,
+        grace: int | None = None,
+        force_lost: bool = False,
+    ) -> None:
         self._cluster = cluster
         self._log = log
         self._grace = grace
+        self._force_lost = force_lost  # pods on nodes that do not answer go at once
+        self._forced: set[str] = set()
+        self._lost: dict[str, str] = {}  # what such a node keeps, by UID
         self._refused: list[str] = []
         # What the stores knew before we asked: an object's end may be seen before its answer comes.
         self._known: set[str] = set()
@@ -76,7 +95,7 @@ class Removal:
             )
             return [(kind, meta) for meta in gone]
 
-        await self._phases(identity.owner, await self._resolve(places), leads, delete, timeout)
+        await self._phases(identity.owner, self._resolve(places), leads, delete, timeout)
 
     async def purge(
         self,
@@ -98,7 +117,7 @@ class Removal:
         Raises:
             RemovalIncomplete, ClusterError: as ``stop``.
         """
-        places = await self._everywhere(namespaces, known, only, cluster_kinds)
+        places = self._everywhere(namespaces, known, only, cluster_kinds)
 
         async def delete(place: Place) -> list[Found]:
             kind, namespace = place
@@ -130,7 +149,10 @@ class Removal:
             )
             return [(kind, meta) for meta in gone]
 
-        await self._phases("", places, is_workload, delete, timeout)
+        async def given() -> list[Place]:
+            return list(places)
+
+        await self._phases("", given(), is_workload, delete, timeout)
 
     async def _resolve(self, places: Mapping[str, tuple[str, ...]]) -> list[Place]:
         kinds = {str(kind): kind for kind in await self._cluster.discovery.named(places)}
@@ -168,16 +190,23 @@ class Removal:
     async def _phases(
         self,
         owner: str,
-        places: Iterable[Place],
+        places: Awaitable[list[Place]],
         leads: Callable[[Kind], bool],
         delete: Delete,
         timeout: float,
     ) -> None:
-        known = list(places)
         self._known = {live.meta.uid for live in self._cluster.objects_of(owner)}
         # Within a start, end before it does: the message names what holds the objects.
         timeout = min(timeout, 0.8 * (anyio.current_effective_deadline() - anyio.current_time()))
         deadline = anyio.current_time() + timeout
+        try:
+            with within(timeout):
+                known = await places
+        except TimeoutError as error:
+            raise RemovalIncomplete(
+                f"nothing was removed in {timeout:.0f} s: which kinds there are is not known: "
+                f"{error}"
+            ) from None
         left: list[Found] = []
         for phase in (True, False):
             chosen = [place for place in known if leads(place[0]) is phase]
@@ -185,7 +214,10 @@ class Removal:
                 chosen = [place for place in chosen if not confines(place[0])]
             left += await self._phase(chosen, delete, deadline)
             deadline = max(deadline, anyio.current_time() + timeout / 8)
-        stay = []
+        stay = [*dict.fromkeys(self._lost.values())]
+        left = [found for found in left if found[1].uid not in self._lost]
+        if stay and not left and not self._refused:
+            raise NodeLost("; ".join(stay))
         if left:
             names = ", ".join(held((kind, self._seen((kind, m)) or m)) for kind, m in left)
             stay.append(f"still there after {timeout:.0f} s: {names}")
@@ -197,54 +229,91 @@ class Removal:
     async def _phase(self, places: Iterable[Place], delete: Delete, deadline: float) -> list[Found]:
         """Ask all to go and wait until they are gone; those that are not by the deadline."""
         left: list[Found] = []
-        asked = False
+        unasked = list(places)
 
         async def gone(found: Found) -> None:
-            await self.gone(found)
-            left.remove(found)
+            try:
+                await self.gone(found)
+                left.remove(found)
+            except NodeLost as error:
+                self._lost[found[1].uid] = str(error)
+
+        async def clear(place: Place) -> None:
+            found = await self._delete(place, delete)
+            unasked.remove(place)
+            left.extend(found)
+            await each(gone, found)
 
         try:
-            with anyio.fail_after(deadline - anyio.current_time()):
-                left += await self._delete(places, delete)
-                asked = True
-                await each(gone, left)
-        except TimeoutError:
-            if not asked:
-                raise RemovalIncomplete(
-                    "still there: what the API server was not asked to delete in time"
-                ) from None
+            with within(deadline - anyio.current_time()):
+                await each(clear, list(unasked))
+        except TimeoutError as error:
+            self._refused += [f"{_where(place)}: {error}" for place in unasked]
         return left
 
-    async def _delete(self, places: Iterable[Place], delete: Delete) -> list[Found]:
-        async def one(place: Place) -> list[Found]:
-            try:
-                return await delete(place)
-            except NotFound:
-                return []
-            except Unavailable:
-                raise
-            except ClusterError as error:
-                self._refused.append(f"{place[0]} in {place[1] or 'the cluster'}: {error}")
-                return [(place[0], meta) for meta in error.deleted]
-
-        return [item for found in await each(one, places) for item in found]
+    async def _delete(self, place: Place, delete: Delete) -> list[Found]:
+        try:
+            return await delete(place)
+        except NotFound:
+            return []
+        except Unavailable:
+            raise
+        except ClusterError as error:
+            self._refused.append(f"{_where(place)}: {error}")
+            return [(place[0], meta) for meta in error.deleted]
 
     async def gone(self, found: Found) -> None:
-        """Wait until this very object is gone, by the watch; by asking where nothing watches."""
+        """Wait until this very object is gone, by the watch; by asking where nothing watches.
+
+        Raises:
+            NodeLost: it will not go before its node answers.
+        """
         meta = found[1]
         owner = meta.labels.get(OWNER, "")
         watched = meta.uid in self._known or bool(self._seen(found))
+
+        def over() -> bool | None:
+            return True if not self._seen(found) or self._lost_pods(found) else None
+
         while True:
             if watched:
                 with anyio.move_on_after(_DOUBT):
-                    await self._cluster.changes.wait_until(
-                        owner, lambda: None if self._seen(found) else True
-                    )
-                    return
+                    await self._cluster.changes.wait_until(owner, over)
+                    if not self._seen(found):
+                        return
             if not await self._there(found):
                 return
+            await self._give_up(self._lost_pods(found))
             if not watched:
                 await anyio.sleep(_CONFIRM)
+
+    def _lost_pods(self, found: Found) -> list[tuple[Live, str]]:
+        """Pods that keep it because their node, named beside, does not answer.
+
+        A controller waits for its pods: it is kept if none of the server's others is left.
+        """
+        kind, meta = found
+        if not is_workload(kind):
+            return []
+        pods = [
+            (live, status.unreachable(live.as_dict()))
+            for live in self._cluster.objects_of(meta.labels.get(OWNER, ""))
+            if str(live.kind) == "v1/Pod"
+            and live.meta.labels.get(SERVERNAME) == meta.labels.get(SERVERNAME)
+        ]
+        if str(kind) == "v1/Pod":
+            pods = [(live, node) for live, node in pods if live.meta.uid == meta.uid]
+        if not all(node for _, node in pods):
+            return []
+        return [(live, node) for live, node in pods if live.meta.uid not in self._forced]
+
+    async def _give_up(self, lost: list[tuple[Live, str]]) -> None:
+        if lost and not self._force_lost:
+            raise NodeLost("; ".join(_on_lost_node(live, node) for live, node in lost))
+        for live, node in lost:
+            self._log.warning("Deleting %s by force: node %s does not answer", live.reference, node)
+            self._forced.add(live.meta.uid)
+            await self._cluster.delete_now(live.kind, live.meta)
 
     async def _there(self, found: Found) -> bool:
         kind, meta = found
@@ -266,8 +335,21 @@ class Removal:
         return None
 
 
+def _where(place: Place) -> str:
+    return f"{place[0]} in {place[1] or 'the cluster'}"
+
+
 def held(found: Found) -> str:
     """The object, and the finalizers that keep it from going."""
     kind, meta = found
     by = f" (held by {', '.join(meta.finalizers)})" if meta.finalizers else ""
     return "/".join(part for part in (kind.kind, meta.namespace, meta.name) if part) + by
+
+
+def _on_lost_node(pod: Live, node: str) -> str:
+    return (
+        f"{pod.reference} is still on node {node}, which does not answer: it goes when the node is "
+        "back or is removed from the cluster. If the node is surely off, an administrator may "
+        f"delete it: `kubectl delete pod {pod.meta.name} -n {pod.meta.namespace} --force`, "
+        "or set `force_delete_lost_pods`"
+    )

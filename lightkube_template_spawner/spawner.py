@@ -23,16 +23,26 @@ from tornado import web
 from traitlets import Integer, default, validate
 from traitlets.config.loader import DeferredConfig, LazyConfigValue
 
-from lightkube_template_spawner import certificates, liveness, names, renderer, startup, values
+from lightkube_template_spawner import (
+    certificates,
+    failures,
+    liveness,
+    names,
+    renderer,
+    startup,
+    values,
+)
 from lightkube_template_spawner.certificates import Certificate
 from lightkube_template_spawner.cluster import Cluster, shared
 from lightkube_template_spawner.connection import Route
 from lightkube_template_spawner.errors import (
     ClusterError,
     ConfigurationError,
+    NodeLost,
     NotOurs,
     RemovalIncomplete,
     SpawnerError,
+    StartFailed,
     StartTimeout,
     TemplateError,
     Unavailable,
@@ -40,6 +50,7 @@ from lightkube_template_spawner.errors import (
 from lightkube_template_spawner.identity import Identity, Policy
 from lightkube_template_spawner.launcher import Launcher
 from lightkube_template_spawner.manifests import Rules
+from lightkube_template_spawner.patience import within
 from lightkube_template_spawner.progress import ProgressLog
 from lightkube_template_spawner.record import STATE, Record
 from lightkube_template_spawner.reflector import Meta
@@ -47,6 +58,7 @@ from lightkube_template_spawner.removal import Removal
 from lightkube_template_spawner.secrecy import Mask, masked_log
 from lightkube_template_spawner.settings import Settings, default_chart
 from lightkube_template_spawner.status import Ended
+from lightkube_template_spawner.vigil import Vigil
 
 _POLL_PATIENCE = 2.0  # seconds that a poll waits for a first list: the hub's start waits for polls
 _ADOPT_PATIENCE = 2.5  # the same for a server that was ready when the former hub ended
@@ -82,9 +94,9 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         self._exit_code = 0  # of a server that died by itself, until its state is cleared
         self._burial: asyncio.Task[None] | None = None
         self._notice: asyncio.Task[Any] | None = None
+        self._vigil = Vigil(self)
         self._certificate: Certificate | None = None  # of the start that is under way
         self._mask = Mask({})
-        self._unsubscribe: Any = None
         super().__init__(**kwargs)
         self._inherit_kubespawner_settings()
 
@@ -138,10 +150,12 @@ class LightkubeTemplateSpawner(Settings, Spawner):
 
         Cleans nothing up on failure: ``poll`` then answers None, so that the hub calls ``stop``.
         """
-        self._forget_callbacks()
+        self._vigil.end()
         log = self._progress_log
         if log is None or log.closed:
             self._progress_log = log = ProgressLog()
+        if self._record is not None and self._record.note:
+            log.tell(f"Your last server {self._record.note}", 1)
         self._starting = True
         began = time.monotonic()
         try:
@@ -155,14 +169,13 @@ class LightkubeTemplateSpawner(Settings, Spawner):
                     documents,
                     before=self._record,
                     save=self._save,
-                    feed=launcher.cluster.events(self.namespace),
                     timeout=max(1.0, self._patience() - (time.monotonic() - began)),
                 )
         finally:
             self._certificate = None
             self._starting = False
             log.close()
-        self._attend(launcher.cluster)
+        self._vigil.begin(launcher.cluster, record)
         self.log.info(
             "%s is ready at %s after %.1f s", self._log_name, record.url, time.monotonic() - began
         )
@@ -201,18 +214,12 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     async def stop(self, now: bool = False) -> None:
         """Remove what goes when the server stops, and wait until it is gone."""
         record = self._record
-        self._forget_callbacks()
+        self._vigil.end()
         if record is None or not record.live:
             return
         grace = _NOW if now else self.delete_grace_period
-        cluster = self._cluster()
-        wait = grace if grace is not None else liveness.longest_grace(cluster, record)
-        await Removal(cluster, self.log, grace=grace).stop(
-            record,
-            self.lifecycle_annotation_key,
-            also=self.resource_kinds,
-            timeout=self.stop_timeout + wait,
-        )
+        wait = grace if grace is not None else liveness.longest_grace(self._cluster(), record)
+        await self._remove(record, self.stop_timeout + wait, grace=grace)
         self._record = record.stopped()
 
     async def poll(self) -> int | None:
@@ -232,11 +239,9 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             over = await self._ended(record)
             if over is None:
                 return None
-            self.log.warning("%s ended: %s", self._log_name, over.reason)
             if self._burial is None or self._burial.done():
-                self._burial = asyncio.create_task(self._bury(record))
+                self._burial = asyncio.create_task(self._bury(record, over))
             await asyncio.shield(self._burial)
-            self._exit_code = over.code
         except Exception as error:  # noqa: BLE001 - the hub would take the server for stopped
             self._warn("cannot be polled", error)
             return None
@@ -245,8 +250,21 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     async def _ended(self, record: Record) -> Ended | None:
         """How the server ended; None while it runs, or when no answer comes in time."""
         with anyio.move_on_after(_POLL_PATIENCE):
-            return await liveness.ended(self._cluster(), record, self.log)
+            return await self._vigil.ended(self._cluster(), record, self._limits())
         return None
+
+    async def poll_and_notify(self) -> int | None:
+        """As the hub's own, but one at a time, and never into a start or stop under way.
+
+        The hub calls it at each poll interval, for the home page and before a start or stop; we do
+        when the watch sees a death. All who ask wait for the same end.
+        """
+        if self._start_pending or self._stop_pending:
+            return None
+        if self._notice is None or self._notice.done():
+            self._notice = asyncio.create_task(super().poll_and_notify())
+        code: int | None = await asyncio.shield(self._notice)
+        return code
 
     async def get_url(self) -> str:
         """The URL of a server that a former hub started; waits until it is ready, never raises.
@@ -259,7 +277,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             return known
         try:
             launcher = await self._launcher()
-            self._attend(launcher.cluster)  # whatever comes of it, its end is to be noticed
+            self._vigil.begin(launcher.cluster, record)  # whatever comes of it
             patience = _ADOPT_PATIENCE if record.ready else self._remaining_patience()
             record = await launcher.adopt(record, timeout=patience)
             # The hub compares with its own and stores address and port; the scheme is left to us.
@@ -326,7 +344,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         """Forget what ends with a server; its identity and what it keeps outlive it."""
         super().clear_state()
         self._exit_code = 0
-        self._forget_callbacks()  # a server that died is not stopped
+        self._vigil.end()  # a server that died is not stopped
         if self._record is not None and not self._record.live:
             self._record = self._record.stopped()
 
@@ -366,7 +384,17 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             adopt_retained=self.adopt_retained,
         )
         log = masked_log(self.log, self._masked)
-        return Launcher(self._cluster(), self.identity, rules, self._route(), log, self._tell)
+        limits = failures.Rules(self.failure_rules)
+        return Launcher(
+            self._cluster(),
+            self.identity,
+            rules,
+            self._route(),
+            log,
+            self._tell,
+            limits,
+            force_lost=self.force_delete_lost_pods,
+        )
 
     def _route(self) -> Route:
         return Route(
@@ -387,12 +415,14 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     async def _rendered(self, identity: Identity) -> Mapping[str, list[Any]]:
         """What the template makes, within the time of a start."""
         patience = self._patience()
-        with anyio.move_on_after(patience):
-            return await self._render(identity)
-        raise StartTimeout(
-            f"not ready after {patience:.0f} s: waited for the API server's version, or for "
-            "`extra_vars`"
-        )
+        try:
+            with within(patience):
+                return await self._render(identity)
+        except TimeoutError as error:
+            raise StartTimeout(
+                f"not ready after {patience:.0f} s: waited for the API server's version, or for "
+                f"`extra_vars`: {error}"
+            ) from None
 
     async def _render(self, identity: Identity) -> Mapping[str, list[Any]]:
         path = Path(self.template_path) if self.template_path else default_chart()
@@ -472,8 +502,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         def is_ours(meta: Meta) -> bool:
             return ours(meta.labels)
 
-        removal = Removal(self._cluster(), self.log)
-        await removal.purge(
+        await self._removal().purge(
             selector,
             is_ours,
             owner=identity.owner,
@@ -484,31 +513,70 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             timeout=self.stop_timeout,
         )
 
-    async def _bury(self, record: Record) -> None:
+    async def _remove(self, record: Record, timeout: float, *, grace: int | None = None) -> None:
+        """Remove what goes when a server stops; a pod on a lost node is left to its node."""
+        try:
+            await self._removal(grace).stop(
+                record, self.lifecycle_annotation_key, also=self.resource_kinds, timeout=timeout
+            )
+        except NodeLost as error:  # the next start says so, if it is still there
+            self._warn("is gone, but", error)
+
+    def _removal(self, grace: int | None = None) -> Removal:
+        return Removal(
+            self._cluster(), self.log, grace=grace, force_lost=self.force_delete_lost_pods
+        )
+
+    async def _bury(self, record: Record, over: Ended) -> None:
         """Remove what a server that died by itself leaves; the hub calls no ``stop`` for it."""
-        removal = Removal(self._cluster(), self.log)
-        await removal.stop(record, self.lifecycle_annotation_key, timeout=self.stop_timeout)
+        reason = self._masked(over.reason)
+        self.log.warning("%s ended: %s", self._log_name, reason)
+        await self._remove(record, self.stop_timeout)
+        self._exit_code = over.code
         if self._record is record:
-            self._record = record.stopped()
+            self._save(replace(record.stopped(), note=f"ended: {reason}" if over.code else ""))
+            if over.code:
+                self._tell_hub(f"Your server ended: {reason}")
 
-    def _attend(self, cluster: Cluster) -> None:
-        """Notice the server's death when the watch does, not at the next poll interval."""
-        self._forget_callbacks()
-        self._unsubscribe = cluster.changes.subscribe(self.identity.owner, self._changed)
+    def _tell_hub(self, message: str) -> None:
+        """Let the user's next page say it: the hub shows there why the last spawn failed."""
+        pending = getattr(self, "_spawn_future", None)
+        if hasattr(Spawner, "_spawn_future") and (pending is None or pending.done()):
+            self._spawn_future = asyncio.get_running_loop().create_future()
+            self._spawn_future.set_exception(_hub_error(message, "ended", 424))
+            self._spawn_future.exception()  # asked for, so that nobody warns that it was not
 
-    def _forget_callbacks(self) -> None:
-        if self._unsubscribe is not None:
-            self._unsubscribe()
-            self._unsubscribe = None
+    def _note(self, what: str) -> None:
+        """Keep for the log, and for the user's next start, what befell the server."""
+        what = self._masked(what)
+        self.log.warning("%s %s", self._log_name, what)
+        if self._record is not None:
+            self._save(replace(self._record, note=what))
 
-    def _changed(self) -> None:
-        record = self._record
-        if record is None or not record.ready or self.pending or not self.ready:
-            return
-        if self._notice is not None and not self._notice.done():
-            return
-        if liveness.suspicious(self._cluster(), record):
-            self._notice = asyncio.create_task(self.poll_and_notify())
+    async def _move(self, url: str) -> bool:
+        """Follow the server to its new address, in the database and in the proxy."""
+        record, parts = self._record, urlsplit(url)
+        if record is None or self.server is None:
+            return False
+        try:
+            self.server.proto, self.server.ip = parts.scheme, str(parts.hostname)
+            self.server.port = parts.port or (443 if parts.scheme == "https" else 80)
+            proxy = self.user.settings.get("proxy")
+            if proxy is not None:
+                await proxy.add_user(self.user, self.name)
+            self._save(replace(record, url=url))
+        except Exception as error:  # noqa: BLE001 - tried again, and again
+            self._warn(f"moved to {url}, but", error)
+            return False
+        self.log.warning("%s moved to %s", self._log_name, url)
+        return True
+
+    def _limits(self) -> liveness.Limits:
+        return liveness.Limits(
+            crash_loop_restarts=self.crash_loop_restarts,
+            node_lost=self.node_lost_timeout,
+            replacement=self.replacement_timeout,
+        )
 
     def _save(self, record: Record) -> None:
         """Keep the record in the database too: the hub itself saves only after a start or stop."""
@@ -542,26 +610,37 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             masked = vars(explained)["jupyterhub_message"] != str(error)
             raise explained from (None if masked else error)  # the hub logs tracebacks
 
+    def _reason(self, error: SpawnerError) -> str:
+        """A word for it: a label of the hub's metrics."""
+        if isinstance(error, StartFailed | StartTimeout):
+            return error.reason
+        if isinstance(error, ClusterError):
+            return failures.Rules(self.failure_rules).refused(str(error))
+        return next((word for kind, word in _REASONS.items() if isinstance(error, kind)), "cluster")
+
     def _explained(self, error: SpawnerError) -> Exception:
         """The hub's exception for one of ours: shown to the user, not counted as a hub fault."""
-        reason = next((r for kind, r in _REASONS.items() if isinstance(error, kind)), "cluster")
+        reason = self._reason(error)
         message = self._masked(str(error))
         self.log.error("Starting %s failed (%s): %s", self._log_name, reason, message)
         status = 503 if isinstance(error, Unavailable) else 400
-        raised: web.HTTPError
-        if hasattr(hub_spawner, "SpawnException"):
-            raised = hub_spawner.SpawnException(message, reason=reason, status_code=status)
-        else:  # JupyterHub 5
-            raised = web.HTTPError(status, "%s", message)
-        # The spawn page reads this attribute, whatever the exception.
-        vars(raised)["jupyterhub_message"] = message
-        return raised
+        return _hub_error(message, reason, status)
+
+
+def _hub_error(message: str, reason: str, status: int) -> web.HTTPError:
+    raised: web.HTTPError
+    if hasattr(hub_spawner, "SpawnException"):
+        raised = hub_spawner.SpawnException(message, reason=reason, status_code=status)
+    else:  # JupyterHub 5
+        raised = web.HTTPError(status, "%s", message)
+    # The spawn page reads this attribute, whatever the exception.
+    vars(raised)["jupyterhub_message"] = message
+    return raised
 
 
 _REASONS: Mapping[type[SpawnerError], str] = {
     ConfigurationError: "template",
     NotOurs: "ownership",
-    StartTimeout: "timeout",
 }
 
 

@@ -108,7 +108,18 @@ def ended(pod: Live, crash_loop_restarts: int | None = None) -> Ended | None:
         return Ended(1, sentence(status, "Failed"))
     if status.get("phase") == "Succeeded":
         return Ended(0, "Completed")
-    return None if crash_loop_restarts is None else _crash_loop(container, crash_loop_restarts)
+    return crash_loop(pod, crash_loop_restarts) if crash_loop_restarts is not None else None
+
+
+def crash_loop(pod: Live, allowed: int) -> Ended | None:
+    """How the server ends again and again; None while it may be restarted once more."""
+    container = _server_status(pod)
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    count, last = restarts(pod)
+    if waiting.get("reason") != "CrashLoopBackOff" or count < allowed:
+        return None
+    last = last or Ended(1, "Error")
+    return Ended(last.code, f"{last.reason}, again after {count} restarts (CrashLoopBackOff)")
 
 
 def restarts(pod: Live) -> tuple[int, Ended | None]:
@@ -157,16 +168,6 @@ def _server_status(pod: Live) -> Mapping[str, Any]:
 def _ended(terminated: Mapping[str, Any]) -> Ended:
     code = int(terminated.get("exitCode", 0))
     return Ended(code, f"{terminated.get('reason') or 'Ended'} (exit code {code})")
-
-
-def _crash_loop(container: Mapping[str, Any], allowed: int) -> Ended | None:
-    waiting = (container.get("state") or {}).get("waiting") or {}
-    count = int(container.get("restartCount") or 0)
-    if waiting.get("reason") != "CrashLoopBackOff" or count < allowed:
-        return None
-    terminated = (container.get("lastState") or {}).get("terminated")
-    last = _ended(terminated) if terminated else Ended(1, "Error")
-    return Ended(last.code, f"{last.reason}, again after {count} restarts (CrashLoopBackOff)")
 
 
 def _restarts(pod: Live, code: int) -> bool:

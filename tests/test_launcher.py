@@ -34,6 +34,7 @@ from lightkube_template_spawner.launcher import Launcher
 from lightkube_template_spawner.manifests import Rules
 from lightkube_template_spawner.record import Record
 from lightkube_template_spawner.removal import Removal
+from lightkube_template_spawner.status import Ended
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, Seen, text
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
@@ -714,7 +715,12 @@ async def test_the_servers_pod_is_where_its_service_is(world: World, fake: FakeA
     files["pod"]["spec"]["volumes"] = []
     record = await world.launch(files, rules=replace(RULES, namespaces=("other",)))
     assert record.pods_in == "other"
-    assert await liveness.ended(world.cluster, record, log) is None
+    limits = liveness.Limits()
+    assert liveness.look(world.cluster, record, limits) is None
     fake.remove("Pod", "other", "s")
-    await until(lambda: liveness.suspicious(world.cluster, record))
-    assert await liveness.ended(world.cluster, record, log) is not None
+    await until(lambda: liveness.look(world.cluster, record, limits))
+    missing = liveness.look(world.cluster, record, limits)
+    assert isinstance(missing, liveness.Missing)
+    assert await liveness.confirm(world.cluster, missing, log) == Ended(
+        1, "Pod/other/s was deleted"
+    )

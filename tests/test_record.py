@@ -63,7 +63,7 @@ def test_a_record_survives_the_database(record: Record) -> None:
 def test_a_record_holds_nothing_but_these() -> None:
     assert FULL.to_state().keys() == {
         "identity", "namespace", "cluster", "kinds", "retained", "connection", "pod", "pvc", "url",
-        "live", "ready",
+        "live", "ready", "note",
     }  # fmt: skip
 
 

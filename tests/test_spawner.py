@@ -22,9 +22,8 @@ from tornado import web
 from traitlets.config import Config
 from traitlets.config.loader import DeferredConfigString
 
-from lightkube_template_spawner import api as api_module
 from lightkube_template_spawner import events as events_module
-from lightkube_template_spawner import liveness
+from lightkube_template_spawner import liveness, patience
 from lightkube_template_spawner import reflector as reflector_module
 from lightkube_template_spawner import removal as removal_module
 from lightkube_template_spawner import renderer as renderers
@@ -119,7 +118,7 @@ def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_module, "_BACKOFF", 0.001)
+    monkeypatch.setattr(patience, "_BACKOFF", (0.001, 0.001))
     monkeypatch.setattr(events_module, "_PAUSE", (0.01, 0.01))
     monkeypatch.setattr(events_module, "_LINGER", 0.01)
     monkeypatch.setattr(reflector_module, "_BACKOFF", (0.02, 0.08))
@@ -182,7 +181,7 @@ def die(fake: FakeApiServer, code: int = 137) -> None:
 async def seen_dead(hub: FakeHub, spawner: LightkubeTemplateSpawner) -> None:
     record = spawner._record
     assert record is not None
-    await until(lambda: liveness.suspicious(hub.cluster, record))
+    await until(lambda: liveness.look(hub.cluster, record, liveness.Limits()))
 
 
 # -- a life ---------------------------------------------------------------------------------------
@@ -526,7 +525,7 @@ async def test_a_death_is_noticed_at_once_and_told_once(hub: FakeHub, fake: Fake
     user = hub.user()
     spawner = await hub.spawn(user)
     die(fake)
-    await until(lambda: "" not in user.spawners)
+    await until(lambda: hub.stopped and not spawner.active)
     assert hub.stopped == [f"{ADA}::137"]
     assert hub.left() == KEPT
     assert await spawner.poll() == 0
@@ -534,6 +533,179 @@ async def test_a_death_is_noticed_at_once_and_told_once(hub: FakeHub, fake: Fake
     assert not hub.cluster.changes._callbacks
     await hub.spawn(user)
     assert hub.left() == RUNNING
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["JupyterHub 6", "JupyterHub 5"])
+async def test_the_user_reads_why_the_server_ended(
+    hub: FakeHub, fake: FakeApiServer, monkeypatch: pytest.MonkeyPatch, old: bool
+) -> None:
+    if old:
+        monkeypatch.delattr(hub_spawner, "SpawnException")
+    user = hub.user()
+    spawner = await hub.spawn(user)
+    die(fake)
+    await until(lambda: hub.stopped and not spawner.active)
+    shown: Any = spawner._failed  # what the hub's page about a server that does not run asks for
+    assert shown.jupyterhub_message == "Your server ended: OOMKilled (exit code 137)"
+    assert isinstance(shown, web.HTTPError)
+    note = "ended: OOMKilled (exit code 137)"
+    assert saved(hub)[STATE]["note"] == note  # another hub will tell it, too
+    again = await hub.spawn(user)
+    assert not again._failed
+    assert (await _told(again))[0] == f"Your last server {note}"
+    assert saved(hub)[STATE]["note"] == ""
+
+
+async def test_a_server_that_completed_is_no_failure(hub: FakeHub, fake: FakeApiServer) -> None:
+    user = hub.user()
+    spawner = await hub.spawn(user)
+    die(fake, 0)
+    await until(lambda: hub.stopped and "" not in user.spawners)
+    assert not spawner._failed
+    assert (hub.stopped, saved(hub)[STATE]["note"]) == ([f"{ADA}::0"], "")
+
+
+async def test_who_asks_during_a_burial_waits_for_its_end(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    """A start through the REST API polls first: it must find a server that is wholly gone."""
+    spawner = await hub.spawn(hub.user())
+    fake.delay = 0.05
+    die(fake)
+    await until(lambda: spawner._burial)
+    assert await spawner.poll_and_notify() == 137
+    assert (spawner.active, hub.stopped, hub.left()) == (False, [f"{ADA}::137"], KEPT)
+    assert fake.count("DELETE .*/pods$") == 1
+
+
+async def test_a_death_at_the_end_of_a_start_is_noticed_after_it(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    spawner = await hub.spawn(hub.user())
+    spawner._spawn_pending = True  # the hub adds the route
+    die(fake)
+    await seen_dead(hub, spawner)
+    assert hub.stopped == []
+    spawner._spawn_pending = False
+    await until(lambda: hub.stopped and not spawner.active)
+
+
+@pytest.mark.parametrize("pending", ["_start_pending", "_stop_pending"])
+async def test_nobody_polls_into_a_start_or_stop(
+    hub: FakeHub, fake: FakeApiServer, pending: str
+) -> None:
+    spawner = await hub.spawn(hub.user())
+    setattr(spawner, pending, True)
+    die(fake)
+    await seen_dead(hub, spawner)
+    assert await spawner.poll_and_notify() is None
+    assert hub.left() == RUNNING
+    setattr(spawner, pending, False)
+    await until(lambda: hub.stopped and not spawner.active)
+
+
+async def test_a_restart_in_place_is_told_and_no_death(
+    hub: FakeHub, fake: FakeApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    user = hub.user()
+    spawner = await hub.spawn(user)
+    container = {"name": "main", "state": {"running": {}}, "restartCount": 1}
+    last = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+    now(fake, containerStatuses=[{**container, "lastState": last}])
+    note = "was restarted in place: OOMKilled (exit code 137), restart 1"
+    await until(lambda: saved(hub)[STATE]["note"] == note)
+    assert [m for m in caplog.messages if "restarted" in m] == [f"{ADA} {note}"]
+    assert await spawner.poll() is None
+    await hub.stop(user)
+    assert (await _told(await hub.spawn(user)))[0] == f"Your last server {note}"
+
+
+async def test_a_crash_loop_ends_a_server(hub: FakeHub, fake: FakeApiServer) -> None:
+    spawner = await hub.spawn(hub.user())
+    status = {"name": "main", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+    now(fake, containerStatuses=[{**status, "restartCount": 2}])
+    await asyncio.sleep(0.02)
+    assert await spawner.poll() is None
+    now(fake, containerStatuses=[{**status, "restartCount": 3}])
+    await until(lambda: hub.stopped and not spawner.active)
+    assert hub.left() == KEPT
+
+
+LOST = [
+    {"type": "Ready", "status": "False"},
+    {"type": "ContainersReady", "status": "True"},
+]
+
+
+def now(fake: FakeApiServer, **status: Any) -> None:
+    """The kubelet writes this into the status of the server's pod."""
+    pod = fake.find("Pod", "hub", SLUG)
+    assert pod is not None
+    pod["status"].update(status)
+    fake.put(pod)
+
+
+def lose_node(fake: FakeApiServer, *, finalizers: list[str]) -> None:
+    """Nobody deletes what runs on it: the fake's finalizer stands for its kubelet."""
+    pod = fake.find("Pod", "hub", SLUG)
+    assert pod is not None
+    pod["spec"]["nodeName"] = "lost"
+    pod["metadata"]["finalizers"] = finalizers
+    pod["status"]["conditions"] = LOST
+    fake.put(pod)
+
+
+async def test_a_lost_node_ends_a_server_after_its_time(
+    hub: FakeHub, fake: FakeApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.config.LightkubeTemplateSpawner.node_lost_timeout = 0.2
+    user = hub.user()
+    spawner = await hub.spawn(user)
+    lose_node(fake, finalizers=["kubelet"])
+    await until(lambda: "node lost does not answer" in caplog.text)
+    assert await spawner.poll() is None
+    await until(lambda: hub.stopped and not spawner.active)
+    assert hub.left() == {*KEPT, f"Pod/{SLUG}"}
+    assert "Your server ended: node lost does not answer, for 0 s" in str(spawner._failed)
+    with pytest.raises(web.HTTPError, match=f"Pod/hub/{SLUG} is still on node lost, which does"):
+        await hub.spawn(user)
+    assert hub.left() == {*KEPT, f"Pod/{SLUG}"}
+    pod = fake.find("Pod", "hub", SLUG)
+    assert pod is not None
+    pod["metadata"]["finalizers"] = []
+    fake.put(pod)  # the node is back
+    await hub.spawn(user)
+    assert hub.left() == RUNNING
+
+
+async def test_a_node_that_answers_again_ends_nothing(
+    hub: FakeHub, fake: FakeApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.config.LightkubeTemplateSpawner.node_lost_timeout = 0.3
+    spawner = await hub.spawn(hub.user())
+    lose_node(fake, finalizers=[])
+    await until(lambda: "node lost does not answer" in caplog.text)
+    now(fake, conditions=[{"type": "Ready", "status": "True"}])
+    await asyncio.sleep(0.4)
+    assert await spawner.poll() is None
+    assert hub.left() == RUNNING
+
+
+async def test_the_route_follows_the_server(hub: FakeHub, fake: FakeApiServer) -> None:
+    routes: list[str] = []
+
+    class Proxy:
+        async def add_user(self, user: User, name: str) -> None:
+            routes.append(user.spawners[name].server.host)
+
+    hub.settings["proxy"] = Proxy()
+    spawner = await hub.spawn(hub.user())
+    now(fake, podIP="10.1.2.3")
+    url = f"http://10.1.2.3:{hub.port}"
+    await until(lambda: saved(hub)[STATE]["url"] == url)
+    assert routes == [url]
+    assert hub.db.query(orm.Server).one().ip == "10.1.2.3"
+    assert spawner.ready
 
 
 async def test_a_poll_gives_the_exit_code(hub: FakeHub, fake: FakeApiServer) -> None:
@@ -551,10 +723,9 @@ async def test_a_poll_gives_the_exit_code(hub: FakeHub, fake: FakeApiServer) -> 
 
 
 async def test_a_deleted_pod_is_noticed(hub: FakeHub, fake: FakeApiServer) -> None:
-    user = hub.user()
-    await hub.spawn(user)
+    spawner = await hub.spawn(hub.user())
     fake.remove("Pod", "hub", SLUG)
-    await until(lambda: hub.stopped and "" not in user.spawners)
+    await until(lambda: hub.stopped and not spawner.active)
     assert hub.left() == KEPT
     assert len(hub.stopped) == 1
 
@@ -743,6 +914,10 @@ async def test_progress(hub: FakeHub) -> None:
     assert numbers == sorted(set(numbers))
     assert all(0 <= number < 100 for number in numbers)
     assert [entry async for entry in spawner.progress()] == first[1:]
+
+
+async def _told(spawner: LightkubeTemplateSpawner) -> list[str]:
+    return [entry["message"] async for entry in spawner.progress()]
 
 
 async def _read(spawner: LightkubeTemplateSpawner, until: Any) -> list[dict[str, Any]]:

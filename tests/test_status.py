@@ -93,3 +93,87 @@ def test_a_service_that_is_being_deleted_is_not_ready() -> None:
     going = service(selector={"a": "b"})
     going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     assert status.service(going, [endpoints(True)]).state is State.TERMINATING
+
+
+# -- pods that a running server may have ----------------------------------------------------------
+
+
+def pod(*, ready: dict[str, Any] | None = None, **container: Any) -> dict[str, Any]:
+    conditions = [
+        {"type": "Ready", "status": "True", **(ready or {})},
+        {"type": "ContainersReady", "status": "True"},
+    ]
+    return {
+        "kind": "Pod",
+        "metadata": {},
+        "spec": {"nodeName": "n", "containers": [{"name": "server"}]},
+        "status": {
+            "phase": "Running",
+            "conditions": conditions,
+            "containerStatuses": [{"name": "server", "state": {"running": {}}, **container}],
+        },
+    }
+
+
+KILLED = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+BACK_OFF = {"waiting": {"reason": "CrashLoopBackOff"}}
+
+
+@pytest.mark.parametrize(
+    ("state", "restarts", "reason"),
+    [
+        (BACK_OFF, 2, None),
+        (BACK_OFF, 3, "OOMKilled (exit code 137), again after 3 restarts (CrashLoopBackOff)"),
+        ({"running": {}}, 9, None),  # it may have run for weeks between two ends
+        (KILLED, 9, None),  # the kubelet has not said yet that it waits
+    ],
+)
+def test_a_crash_loop_is_an_end(state: dict[str, Any], restarts: int, reason: str | None) -> None:
+    live = pod(state=state, restartCount=restarts, lastState=KILLED)
+    assert status.ended(live, 3) == (Ended(137, reason) if reason else None)
+    assert status.ended(live) is None
+    assert status.restarts(live) == (restarts, Ended(137, "OOMKilled (exit code 137)"))
+    assert status.running(live) is ("running" in state)
+
+
+def test_a_crash_loop_whose_former_end_is_unknown() -> None:
+    over = status.ended(pod(state=BACK_OFF, restartCount=1), 1)
+    assert over == Ended(1, "Error, again after 1 restarts (CrashLoopBackOff)")
+    assert status.restarts(pod()) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("ready", "node"),
+    [
+        ({}, ""),
+        ({"status": "False"}, "n"),
+        ({"status": "False", "reason": "ContainersNotReady"}, ""),
+        ({"status": "False", "reason": "ReadinessGatesNotReady"}, ""),
+    ],
+)
+def test_only_the_node_controller_gives_no_reason(ready: dict[str, str], node: str) -> None:
+    assert status.unreachable(pod(ready=ready)) == node
+    assert status.running(pod(ready=ready)) is (node == "")
+
+
+def test_a_pod_that_was_not_ready_when_its_node_was_lost_looks_as_before() -> None:
+    live = pod(ready={"status": "False"})
+    live["status"]["conditions"][1]["status"] = "False"
+    assert status.unreachable(live) == ""
+    assert status.unreachable({"metadata": {}}) == ""
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (("True", "EvictionByEvictionAPI", "Eviction API: evicting"), "Evicted: Eviction API: evicting"),
+        (("True", "PreemptionByScheduler", "preempted"), "PreemptionByScheduler: preempted"),
+        (("False", "EvictionByEvictionAPI", "not after all"), ""),
+    ],
+)  # fmt: skip
+def test_who_took_the_pod(target: tuple[str, str, str], said: str) -> None:
+    live = pod()
+    assert status.disrupted(live) == ""
+    fields = dict(zip(("status", "reason", "message"), target, strict=True))
+    live["status"]["conditions"].append({"type": "DisruptionTarget", **fields})
+    assert status.disrupted(live) == said
