@@ -12,11 +12,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from lightkube_template_spawner import api as api_module
+from lightkube_template_spawner import patience
 from lightkube_template_spawner import reflector as reflector_module
 from lightkube_template_spawner import removal as module
 from lightkube_template_spawner.cluster import Cluster
-from lightkube_template_spawner.errors import RemovalIncomplete, Unavailable
+from lightkube_template_spawner.errors import RemovalIncomplete
 from lightkube_template_spawner.identity import Identity, Policy
 from lightkube_template_spawner.record import Connection, Record
 from lightkube_template_spawner.removal import Removal
@@ -34,7 +34,7 @@ RECORD = Record(ME, "hub", kinds=dict.fromkeys(KINDS, ("hub",)), live=True)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_module, "_BACKOFF", 0.001)
+    monkeypatch.setattr(patience, "_BACKOFF", (0.001, 0.001))
     monkeypatch.setattr(module, "_CONFIRM", 0.01)
     monkeypatch.setattr(reflector_module, "_BACKOFF", (0.02, 0.08))
 
@@ -220,12 +220,47 @@ async def test_pods_beside_one_that_refuses_are_awaited(
 async def test_a_server_that_is_down_is_told(fake: FakeApiServer, cluster: Cluster) -> None:
     server(fake)
     await watch(cluster)
-    fake.faults.append(Fault(error=lambda: httpx2.ConnectError("refused"), times=999))
-    with pytest.raises(Unavailable):
-        await stop(cluster)
+    fake.faults.append(Fault(error=lambda: httpx2.ConnectError("refused"), times=10_000))
+    with pytest.raises(RemovalIncomplete, match=r"v1/Pod in hub: .*answer: ConnectError refused"):
+        await stop(cluster, timeout=0.2)
     fake.faults.clear()
     await stop(cluster)
     assert left(fake) == {"PersistentVolumeClaim/s"}
+
+
+async def test_a_server_that_was_always_down_is_told(fake: FakeApiServer, cluster: Cluster) -> None:
+    """A hub that starts during an outage cannot know which kinds there are."""
+    server(fake)
+    fake.faults.append(Fault(times=10_000))
+    with pytest.raises(RemovalIncomplete, match=r"which kinds .*: the API server did not answer"):
+        await stop(cluster, timeout=0.2)
+
+
+async def test_a_stop_goes_on_when_the_server_is_back(
+    fake: FakeApiServer, cluster: Cluster
+) -> None:
+    server(fake)
+    await watch(cluster)
+    fake.faults.append(Fault(error=lambda: httpx2.ConnectError("refused"), times=10_000))
+    stopping = asyncio.create_task(stop(cluster))
+    await asyncio.sleep(0.2)
+    assert not stopping.done()
+    fake.faults.clear()
+    await stopping
+    assert left(fake) == {"PersistentVolumeClaim/s"}
+
+
+async def test_an_extension_that_is_down_keeps_no_other_object(
+    fake: FakeApiServer, cluster: Cluster
+) -> None:
+    server(fake)
+    await watch(cluster)
+    fake.faults.append(
+        Fault(answer=lambda: httpx2.Response(503), method="DELETE", path="/services", times=10_000)
+    )
+    with pytest.raises(RemovalIncomplete, match="not deleted: v1/Service in hub: "):
+        await stop(cluster, timeout=0.4)
+    assert left(fake) == {"Service/s", "NetworkPolicy/s", "PersistentVolumeClaim/s"}
 
 
 async def test_a_dead_watch_does_not_hide_that_all_is_gone(
