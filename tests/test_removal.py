@@ -260,7 +260,7 @@ async def test_an_extension_that_is_down_keeps_no_other_object(
     )
     with pytest.raises(RemovalIncomplete, match="not deleted: v1/Service in hub: "):
         await stop(cluster, timeout=0.4)
-    assert left(fake) == {"Service/s", "NetworkPolicy/s", "PersistentVolumeClaim/s"}
+    assert left(fake) == {"Service/s", "PersistentVolumeClaim/s"}
 
 
 async def test_a_dead_watch_does_not_hide_that_all_is_gone(
