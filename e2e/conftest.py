@@ -77,7 +77,12 @@ def make_hub(cluster: Cluster, proxy_command: list[str], space: str) -> MakeHub:
     Each module has a namespace of its own, so the instance name may stay what it is by default.
     """
 
-    def make(config: str = "", environment: dict[str, str] | None = None, **traits: object) -> Hub:
+    def make(
+        config: str = "",
+        environment: dict[str, str] | None = None,
+        kind: Callable[..., Hub] = Hub,
+        **traits: object,
+    ) -> Hub:
         settings: dict[str, object] = {
             "kubeconfig": str(cluster.kubeconfig),
             "namespace": space,
@@ -87,7 +92,7 @@ def make_hub(cluster: Cluster, proxy_command: list[str], space: str) -> MakeHub:
         }
         lines = ['c.JupyterHub.spawner_class = "lightkube-template"']
         lines += [f"c.LightkubeTemplateSpawner.{name} = {v!r}" for name, v in settings.items()]
-        return Hub(
+        return kind(
             "\n".join([*lines, config, ""]),
             proxy_command=proxy_command,
             connect_address=cluster.host_address,

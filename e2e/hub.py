@@ -71,6 +71,8 @@ class Hub:
         environment: added to the hub's environment.
     """
 
+    _scheme = "http"  # of the hub and of the proxy's own API
+
     def __init__(
         self,
         config: str | Mapping[str, Mapping[str, object]],
@@ -92,7 +94,7 @@ class Hub:
         bound = hub_ip or connect_address
         public, proxy_api, self._hub_port = _free_ports("127.0.0.1", "127.0.0.1", bound)
         self.url = f"http://127.0.0.1:{public}"
-        self._proxy_api_url = f"http://127.0.0.1:{proxy_api}"
+        self._proxy_api_url = f"{self._scheme}://127.0.0.1:{proxy_api}"
         self._config = BASE_CONFIG.format(
             public_url=self.url,
             hub_ip=bound,
@@ -111,8 +113,8 @@ class Hub:
             (self.folder / "jupyterhub_config.py").write_text(self._config)
             client = httpx2.AsyncClient(base_url=self.url, timeout=60)
             self._client = await stack.enter_async_context(client)
-            self._start_proxy()
             stack.push_async_callback(self._end_processes)
+            await self._start_proxy()
             await self.start()
             self._stack = stack.pop_all()
         return self
@@ -125,17 +127,31 @@ class Hub:
     ) -> None:
         await self._stack.aclose()
 
-    def _start_proxy(self) -> None:
+    async def _start_proxy(self) -> None:
         public, api = self.url.rpartition(":")[2], self._proxy_api_url.rpartition(":")[2]
-        target = f"http://{self._connect_address}:{self._hub_port}"
+        target = f"{self._scheme}://{self._connect_address}:{self._hub_port}"
         command = [*self._proxy_command, "--ip", "127.0.0.1", "--port", public]
         command += ["--api-ip", "127.0.0.1", "--api-port", api]
         command += ["--default-target", target, "--error-target", f"{target}/hub/error"]
         environment = {**os.environ, "CONFIGPROXY_AUTH_TOKEN": self._proxy_token}
-        self._proxy = _popen(command, environment, self.folder, "proxy.log")
+        self._proxy = self._popen([*command, *self._proxy_options()], environment, "proxy.log")
+
+    def _proxy_options(self) -> list[str]:
+        return []
 
     async def start(self) -> None:
         """Start the hub and wait until it answers through the proxy."""
+        begun = time.monotonic()
+        self._hub = self._run_hub(self.log.name)
+        while not await self._healthy():
+            if self._hub.poll() is not None:
+                raise RuntimeError(f"the hub ended with {self._hub.returncode}:\n{self.log_tail()}")
+            if time.monotonic() - begun > self.ready_timeout:
+                raise TimeoutError(f"no hub in {self.ready_timeout:.0f} s:\n{self.log_tail()}")
+            await anyio.sleep(0.05)
+        self.ready_seconds = time.monotonic() - begun
+
+    def _run_hub(self, log: str, *options: str) -> subprocess.Popen[bytes]:
         environment = {
             **os.environ,
             **self._given_environment,
@@ -145,16 +161,8 @@ class Hub:
             "E2E_USER_PASSWORD": self.user_password,
             "E2E_ADMIN_PASSWORD": self.admin_password,
         }
-        begun = time.monotonic()
-        command = [sys.executable, "-c", RUN_HUB, "-f", "jupyterhub_config.py"]
-        self._hub = _popen(command, environment, self.folder, self.log.name)
-        while not await self._healthy():
-            if self._hub.poll() is not None:
-                raise RuntimeError(f"the hub ended with {self._hub.returncode}:\n{self.log_tail()}")
-            if time.monotonic() - begun > self.ready_timeout:
-                raise TimeoutError(f"no hub in {self.ready_timeout:.0f} s:\n{self.log_tail()}")
-            await anyio.sleep(0.05)
-        self.ready_seconds = time.monotonic() - begun
+        command = [sys.executable, "-c", RUN_HUB, "-f", "jupyterhub_config.py", *options]
+        return self._popen(command, environment, log)
 
     async def _healthy(self) -> bool:
         try:
@@ -202,6 +210,21 @@ class Hub:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+
+    def _popen(
+        self, command: list[str], environment: dict[str, str], log: str
+    ) -> subprocess.Popen[bytes]:
+        """A session of its own keeps the tests' Ctrl-C from ending it before the clean-up does."""
+        with (self.folder / log).open("ab") as output:
+            return subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def log_tail(self, lines: int = TAIL_LINES) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
@@ -260,19 +283,3 @@ def _free_ports(*addresses: str) -> list[int]:
     with ExitStack() as held:
         found = [held.enter_context(socket.create_server((name, 0))) for name in addresses]
         return [int(one.getsockname()[1]) for one in found]
-
-
-def _popen(
-    command: list[str], environment: dict[str, str], folder: Path, log: str
-) -> subprocess.Popen[bytes]:
-    """A session of its own keeps the tests' Ctrl-C from ending it before the clean-up does."""
-    with (folder / log).open("ab") as output:
-        return subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )

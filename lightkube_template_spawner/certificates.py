@@ -3,11 +3,16 @@
 The hub and the proxy connect only where a certificate holds the host of their URL. That name is in
 the rendered Service, and the certificate in the values: so the template is rendered once with an
 empty one to learn the name, and then with the real one.
+
+A Service that was deleted comes back with another address, and the hub and DNS servers remember the
+old one for 10 to 60 seconds. Hence the ``id``: a template that puts it into the Service's name has
+a name that nobody knows yet.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +41,7 @@ class Certificate:
 
     folder: str
     names: tuple[str, ...] = ()
+    id: str = field(default_factory=lambda: secrets.token_hex(4))
     files: Mapping[str, str] = field(
         default_factory=lambda: dict.fromkeys(_FILES.values(), "not made yet"), repr=False
     )
@@ -47,8 +53,8 @@ class Certificate:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the template gets: text by file name, and the folder to mount it at."""
-        return {"path": str(PurePosixPath(self.folder)), "files": dict(self.files)}
+        """What the template gets: text by file name, the folder to mount it at, and the id."""
+        return {"path": str(PurePosixPath(self.folder)), "files": dict(self.files), "id": self.id}
 
     def read(self, paths: Mapping[str, str]) -> Certificate:
         """The same, with the files that the hub has at ``paths``."""

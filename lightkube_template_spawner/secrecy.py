@@ -39,8 +39,10 @@ class Mask:
     @cached_property
     def _forms(self) -> list[tuple[str, str]]:
         """Each form with its name, long ones first: one secret may hold another."""
-        secrets = (found for found in self._secrets() if len(found[0]) >= _SHORTEST_SECRET)
-        found = {form: name for text, name in secrets for form in _forms(text)}
+        found: dict[str, str] = {}
+        for text, name in self._secrets():
+            if len(text) >= _SHORTEST_SECRET:
+                found.update({form: name for form in _forms(text) if form not in found})
         return sorted(found.items(), key=lambda item: len(item[0]), reverse=True)
 
     def _secrets(self) -> Iterator[tuple[str, str]]:

@@ -214,7 +214,9 @@ class Settings(Configurable):
         help="""
         With internal_ssl: the folder in which the server finds its key, its certificate and whom
         it trusts. The template mounts `internal_ssl.files`, text by file name, at
-        `internal_ssl.path`, as the default chart does with a Secret.
+        `internal_ssl.path`, as the default chart does with a Secret. `internal_ssl.id` is new at
+        each start: part of the connection Service's name, because a name that is used again is
+        connected to at its former address for a while.
         """,
     )
 

@@ -69,7 +69,11 @@ def render(run: Callable[..., Rendered]) -> Render:
 
 NAME = "jupyter-jhub--n---1a2b3c4d"
 STANDARD = {"Pod", "Secret", "PersistentVolumeClaim"}
-CERTIFICATE = {"path": "/etc/jupyterhub/ssl", "files": {"ssl.key": "-\nk: y\n", "ssl.crt": "c"}}
+CERTIFICATE = {
+    "path": "/etc/jupyterhub/ssl",
+    "files": {"ssl.key": "-\nk: y\n", "ssl.crt": "c"},
+    "id": "0f1e2d3c",
+}
 EVERYTHING: dict[str, Any] = {
     "connection": "service",
     "networkPolicy": {"enabled": True},
@@ -447,6 +451,8 @@ def test_a_certificate(run: Callable[..., Rendered], values: dict[str, Any]) -> 
     assert service["metadata"]["annotations"]["kubetemplatespawner/connection"] == "true"
     assert "kubetemplatespawner/connection" not in pod["metadata"]["annotations"]
     assert "k: y" not in json.dumps([pod, service])
+    # The address behind a name is remembered, so the name is new at each start.
+    assert service["metadata"]["name"] == f"{NAME}-0f1e2d3c"
 
 
 def test_the_network_policy(render: Render) -> None:

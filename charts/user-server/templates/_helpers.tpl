@@ -24,6 +24,18 @@ With internal_ssl the hub connects by name, which only a Service has.
 {{- ternary "service" .Values.connection (not (empty .Values.internal_ssl)) -}}
 {{- end -}}
 
+{{/*
+Its address by that name is new at each start, and old ones are remembered: so the name is new, too.
+*/}}
+{{- define "user-server.serviceName" -}}
+{{- with .Values.internal_ssl -}}
+{{- $slug := printf "%s-%s" $.Values.escaped_user_server .id -}}
+{{- include "user-server.nameOf" (list "jupyter" $.Values.instance $slug) -}}
+{{- else -}}
+{{- include "user-server.name" . -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "user-server.certificateName" -}}
 {{- include "user-server.nameOf" (list "certificate" .Values.instance .Values.escaped_user_server) -}}
 {{- end -}}
