@@ -48,6 +48,8 @@ METADATA_LIST = _PARTIAL.format("List")
 _CONNECT = 3.0  # seconds: a lost packet is sent again after one; watches are to be back in five
 _SEGMENT = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.:]*[A-Za-z0-9])?")
 _INVALID = frozenset({400, 405, 413, 415, 422})
+# A refused pod spec is repeated whole, the variables of its containers included.
+_DUMP = re.compile(r"(?<=Invalid value: )[\w.]*[{\[].*?[}\]](?=: )", re.DOTALL)
 # Apply reports a field that the schema lacks, or a duplicate list key, as a 500 without a reason.
 # Many writers at once: the API server gives up on a quota's counter, not on the object.
 _CROWDED = "Operation cannot be fulfilled on resourcequotas"
@@ -108,7 +110,7 @@ def error_from(status: object, code: int, fallback: str = "") -> ClusterError:
     body = status if isinstance(status, Mapping) else {}
     details = body.get("details")
     details = details if isinstance(details, Mapping) else {}
-    message = str(body.get("message") or fallback or f"HTTP {code}")
+    message = _DUMP.sub("…", str(body.get("message") or fallback or f"HTTP {code}"))
     number = body.get("code")
     code = number if isinstance(number, int) else code
     known = {401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 410: Expired}

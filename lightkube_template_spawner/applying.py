@@ -6,9 +6,10 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
+import msgspec
 
 from lightkube_template_spawner import ownership, schema
 from lightkube_template_spawner.api import Kind
@@ -21,15 +22,23 @@ from lightkube_template_spawner.errors import (
     NotFound,
     NotOurs,
     StartFailed,
+    Unavailable,
 )
-from lightkube_template_spawner.identity import DIGEST, Identity, Policy
+from lightkube_template_spawner.identity import DIGEST, SERVERNAME, Identity, Policy
 from lightkube_template_spawner.manifests import Planned, Rules
 from lightkube_template_spawner.ownership import Relation
 from lightkube_template_spawner.record import Record
-from lightkube_template_spawner.removal import Removal
+from lightkube_template_spawner.reflector import Meta
+from lightkube_template_spawner.removal import Removal, held
 
-_ACCOUNT = Kind("", "v1", "ServiceAccount", "serviceaccounts", namespaced=True)
-_ACCOUNT_WAIT = 10.0
+T = TypeVar("T")
+
+# A namespace refuses pods until its controller has made this, a tenth of a second after it.
+_NO_ACCOUNT = 'serviceaccount "default" not found'
+_ACCOUNT_WAIT, _PAUSE = 10.0, 0.1
+_TRIES = 3
+_CLEARING = 60.0  # at most, within the start's own time
+_GOING = 10.0  # what takes longer to go is held by something: the user is told
 
 
 class Applying:
@@ -59,45 +68,41 @@ class Applying:
         kind = self._kinds[item.kind]
         try:
             put = self._create if item.policy is Policy.STOPPED else self._hold
-            live = await put(kind, item)
-        except (Forbidden, NotFound, Invalid) as error:
+            live = await _once_accepted(partial(put, kind, item))
+        except (Forbidden, NotFound, Invalid, Unavailable) as error:
             raise type(error)(
                 f"{item.reference} ({item.source}) was refused: {error}",
                 code=error.code,
                 reason=error.reason,
                 causes=error.causes,
             ) from error
-        if item.kind == ("v1", "Namespace"):
-            await self._default_account(item.name)
         return live
 
     async def _create(self, kind: Kind, item: Planned) -> dict[str, Any]:
         """Create what must be new; only this very server's own leftover may be in the way."""
-        for attempt in range(3):
+        for attempt in range(_TRIES):
             try:
-                return await self._with_known_fields(
-                    item, partial(self._cluster.create, kind, identity=self._identity)
-                )
+                return await self._make(kind, item)
             except AlreadyThere as error:
-                if attempt == 2:
+                if attempt == _TRIES - 1:
                     raise
                 await self._clear_the_way(kind, item, error.live)
             except Conflict:
-                if attempt == 2:
+                if attempt == _TRIES - 1:
                     raise
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _make(self, kind: Kind, item: Planned) -> dict[str, Any]:
+        return await self._with_known_fields(
+            item, partial(self._cluster.create, kind, identity=self._identity)
+        )
 
     async def _clear_the_way(self, kind: Kind, item: Planned, live: Mapping[str, Any]) -> None:
         metadata = live["metadata"]
         labels = metadata.get("labels") or {}
         if ownership.relation(metadata, self._identity) is not Relation.OURS:
             raise _foreign(item, metadata)
-        if not self._identity.owns_as_server(labels):
-            raise NotOurs(
-                f"{item.reference} ({item.source}) is in use by another server of this user: "
-                f"{ownership.describe(metadata)}. Make its name of `escaped_user_server`, or give "
-                f"it the lifecycle {Policy.USER_DELETED} to share it"
-            )
+        self._refuse_other_servers(item, metadata)
         if labels.get(self._rules.lifecycle_key) != Policy.STOPPED:
             raise NotOurs(
                 f"{item.reference} ({item.source}) was made to outlive its server (lifecycle "
@@ -108,57 +113,117 @@ class Applying:
             self._identity, self._rules.namespace, kinds={str(kind): (item.namespace,)}, live=True
         )
         removal = Removal(self._cluster, self._log)
-        await removal.stop(found, self._rules.lifecycle_key, timeout=60)
+        await removal.stop(found, self._rules.lifecycle_key, timeout=_CLEARING)
+
+    def _refuse_other_servers(self, item: Planned, metadata: Mapping[str, Any]) -> None:
+        server = (metadata.get("labels") or {}).get(SERVERNAME)
+        if server not in (None, self._identity.server_slug):
+            raise NotOurs(
+                f"{item.reference} ({item.source}) is in use by another server of this user: "
+                f"{ownership.describe(metadata)}. Make its name of `escaped_user_server`, or give "
+                f"it the lifecycle {Policy.USER_DELETED} to share it"
+            )
 
     async def _hold(self, kind: Kind, item: Planned) -> dict[str, Any]:
         """Create a retained object, or bring the one that we hold to the new intent."""
         known = self._cluster.known(str(kind), item.namespace, item.name)
-        if known is None:
-            try:
-                return await self._with_known_fields(
-                    item, partial(self._cluster.create, kind, identity=self._identity)
-                )
-            except AlreadyThere as error:
-                live = dict(error.live)
-        else:
-            live = known.as_dict()
+        live = known.as_dict() if known else None
+        for _ in range(_TRIES):
+            if live is None:
+                try:
+                    return await self._make(kind, item)
+                except AlreadyThere as error:
+                    live = dict(error.live)
+                except Conflict:
+                    continue  # it went while we looked
+            taken = await self._take(kind, item, live)
+            if taken is not None:
+                return taken
+            live = None
+        raise StartFailed(f"{item.reference} was deleted or replaced while it was applied")
+
+    async def _take(self, kind: Kind, item: Planned, live: dict[str, Any]) -> dict[str, Any] | None:
+        """Use the object that is there; None when it is gone."""
         metadata = live["metadata"]
         related = ownership.relation(metadata, self._identity)
         if related is Relation.FOREIGN:
             raise _foreign(item, metadata)
         if metadata.get("deletionTimestamp"):
-            raise StartFailed(f"{item.reference} is being deleted: try again when it is gone")
+            await self._until_gone(kind, metadata)
+            return None
+        if related is Relation.FORMER and self._rules.adopt_retained:
+            return await self._adopt(kind, item, metadata["uid"])
         if related is Relation.FORMER:
             self._log.warning(
                 "%s was made by a former spawner: it is used as it is, not written, and not "
-                "deleted with the user",
+                "deleted with the user; `adopt_retained` takes such objects over",
                 item.reference,
             )
             return live
+        if (metadata.get("labels") or {}).get(self._rules.lifecycle_key) != Policy.USER_DELETED:
+            self._refuse_other_servers(item, metadata)
         if (metadata.get("annotations") or {}).get(DIGEST) == item.digest:
             return live
-        return await self._update(kind, item, live)
+        return await self._update(kind, item, metadata["uid"])
 
-    async def _update(self, kind: Kind, item: Planned, live: dict[str, Any]) -> dict[str, Any]:
-        """Apply the new intent to our own object; what refuses it is kept as it is."""
-        hold = partial(self._cluster.apply_held, kind, identity=self._identity)
+    async def _until_gone(self, kind: Kind, metadata: Mapping[str, Any]) -> None:
+        """Applying onto what is being deleted succeeds, and it vanishes all the same."""
+        found = kind, msgspec.convert(metadata, Meta)
+        with anyio.move_on_after(_GOING):
+            await Removal(self._cluster, self._log).gone(found)
+            return
+        raise StartFailed(
+            f"{held(found)} is being deleted: start again when it is gone; its contents go with it"
+        )
+
+    async def _adopt(self, kind: Kind, item: Planned, uid: str) -> dict[str, Any]:
+        """Make a former spawner's object ours, whatever its present managers say."""
+        take = partial(self._cluster.apply_held, kind, identity=self._identity, uid=uid, force=True)
+        self._log.warning("%s of a former spawner is taken over", item.reference)
         try:
-            return await self._with_known_fields(
-                item, lambda planned: hold(planned, uid=live["metadata"]["uid"])
+            return await self._with_known_fields(item, take)
+        except (Invalid, Forbidden) as error:
+            # A volume of another size or class. Its labels decide whose it is.
+            self._log.warning(
+                "%s keeps its present state but for its labels: %s", item.reference, error
             )
+            bare = {key: item.manifest[key] for key in ("apiVersion", "kind", "metadata")}
+            return await take(replace(item, manifest=bare))
+
+    async def _update(self, kind: Kind, item: Planned, uid: str) -> dict[str, Any] | None:
+        """Apply the new intent to our own object; what refuses it is kept; None when it is gone.
+
+        A field that somebody else has changed since is left to them, and the rest is applied.
+        """
+        hold = partial(self._cluster.apply_held, kind, identity=self._identity, uid=uid)
+        kept: dict[str, str] = {}
+        try:
+            try:
+                return await self._with_known_fields(item, hold)
+            except Conflict as error:
+                kept = {cause["field"]: cause["message"] for cause in error.causes}
+                if not kept:
+                    raise
+                rest = replace(item, manifest=schema.without(item.manifest, [*kept]))
+                live = await self._with_known_fields(rest, hold)
         except (Conflict, Invalid, Forbidden) as error:
             # Forbidden: admission says so of a class that cannot grow volumes, or a quota is full.
             now = await self._cluster.get(kind, item.namespace, item.name)
-            if now is None or now["metadata"]["uid"] != live["metadata"]["uid"]:
-                raise StartFailed(
-                    f"{item.reference} was deleted or replaced while it was applied"
-                ) from error
+            if now is None or now["metadata"]["uid"] != uid:
+                return None
             self._log.warning(
                 "%s keeps its present state, the template's change was refused: %s",
                 item.reference,
                 error,
             )
             return now
+        self._log.warning(
+            "%s keeps its present state where it was changed by hand or by a controller: %s; the "
+            "rest of the template's change was applied",
+            item.reference,
+            "; ".join(f"{field} ({why})" for field, why in kept.items()),
+        )
+        return live
 
     async def _with_known_fields(
         self, item: Planned, put: Callable[[Planned], Awaitable[dict[str, Any]]]
@@ -185,15 +250,16 @@ class Applying:
                 )
             return dict(await put(replace(item, manifest=schema.without(item.manifest, unknown))))
 
-    async def _default_account(self, namespace: str) -> None:
-        """A new namespace refuses pods until its default account exists."""
-        with anyio.move_on_after(_ACCOUNT_WAIT):
-            try:
-                # A watch for an object that takes 0.1 s, once in a namespace's life, costs more.
-                while await self._cluster.get(_ACCOUNT, namespace, "default") is None:  # noqa: ASYNC110
-                    await anyio.sleep(0.1)
-            except Forbidden:
-                return  # without the right to look, the pod's own refusal will tell
+
+async def _once_accepted(put: Callable[[], Awaitable[T]]) -> T:
+    deadline = anyio.current_time() + _ACCOUNT_WAIT
+    while True:
+        try:
+            return await put()
+        except Forbidden as error:
+            if _NO_ACCOUNT not in str(error) or anyio.current_time() > deadline:
+                raise
+        await anyio.sleep(_PAUSE)
 
 
 def _foreign(item: Planned, metadata: Mapping[str, Any]) -> NotOurs:

@@ -212,6 +212,11 @@ def prepare(
             Policy(claim["metadata"]["labels"][rules.lifecycle_key])
             for claim in stamping.claim_templates(document.manifest)
         )
+        if stamping.deletes_claims(document.manifest) and {*claims} - {policy, Policy.STOPPED}:
+            warnings.append(
+                f"{document.where}: its persistentVolumeClaimRetentionPolicy deletes its volumes "
+                f"with it ({policy}), whatever their own lifecycle says: write Retain to keep them"
+            )
         planned.append(Planned(document.manifest, policy, rank, document.source, claims))
     plan = Plan(tuple(sorted(planned, key=lambda o: o.rank)), tuple(warnings))
     stopped = ",".join(plan.places({Policy.STOPPED}))

@@ -1,4 +1,4 @@
-"""Fields that a kind's schema lacks, as apply reports them, and a manifest without them; pure."""
+"""Fields that an apply was refused for, and a manifest without them; pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 _REPORT = re.compile(r"(\.[^\s:]+(?:\[[^\]]*\][^\s:]*)*): field not declared in schema")
-_STEP = re.compile(r"\.(?P<name>[^.\[\s]+)|\[(?P<index>\d+)\]|\[(?P<keys>[^\]]*)\]")
+_ITEM = re.compile(r"\[(?:(?P<index>\d+)|(?P<keys>[^\]]*))\]")
 _KEY = re.compile(r'(?P<name>[\w$-]+)=(?:"(?P<text>[^"]*)"|(?P<other>[^,\]]*))')
 
 
@@ -20,18 +20,27 @@ def without(manifest: dict[str, Any], paths: list[str]) -> dict[str, Any]:
     """A copy of ``manifest`` that lacks the fields at ``paths``."""
     trimmed = copy.deepcopy(manifest)
     for path in paths:
-        *way, last = _STEP.finditer(path)
-        holder: Any = trimmed
-        for step in way:
-            holder = _descend(holder, step)
-        if isinstance(holder, dict) and last["name"]:
-            holder.pop(last["name"], None)
+        _cut(trimmed, path)
     return trimmed
 
 
-def _descend(value: Any, step: re.Match[str]) -> Any:
-    if step["name"]:
-        return value.get(step["name"]) if isinstance(value, dict) else None
+def _cut(value: Any, path: str) -> None:
+    step = _ITEM.match(path)
+    if step:
+        _cut(_item(value, step), path[step.end() :])
+    elif isinstance(value, dict):
+        # Names may hold dots, as labels' do: the longest that fits is meant.
+        for name in sorted(value, key=len, reverse=True):
+            head = f".{name}"
+            if path == head:
+                del value[name]
+                return
+            if path.startswith((f"{head}.", f"{head}[")):
+                _cut(value[name], path[len(head) :])
+                return
+
+
+def _item(value: Any, step: re.Match[str]) -> Any:
     items = value if isinstance(value, list) else []
     if step["index"]:
         return items[int(step["index"])] if int(step["index"]) < len(items) else None

@@ -101,6 +101,13 @@ def claim_templates(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [claim for claim in claims if isinstance(claim, dict)]
 
 
+def deletes_claims(manifest: Mapping[str, Any]) -> bool:
+    """Whether a StatefulSet asks Kubernetes to delete its volumes when it goes."""
+    spec = manifest.get("spec")
+    policy = spec.get("persistentVolumeClaimRetentionPolicy") if isinstance(spec, Mapping) else None
+    return isinstance(policy, Mapping) and policy.get("whenDeleted") == "Delete"
+
+
 def _mapping(holder: dict[str, Any], key: str) -> dict[str, Any]:
     """The mapping at ``key``, made if the template left it out or empty."""
     if holder.get(key) is None:

@@ -159,6 +159,18 @@ async def test_a_refusal_keeps_message_reason_and_causes() -> None:
     assert str(error_from({}, 502)) == "HTTP 502"
 
 
+def test_a_refused_value_is_not_repeated_whole() -> None:
+    """The API server prints all of a pod spec that it refuses, tokens in variables included."""
+    spec = '{"Env":[{"Name":"T","Value":"hush: {]}"}],"Volumes":null}'
+    for value, shown in (
+        (spec, "…"), (f"core.PodSpec{spec}", "…"), (f"[{spec}]", "…"), ('"a}b"', '"a}b"'),
+        ("-1", "-1"),
+    ):  # fmt: skip
+        text = f"[spec.x: Invalid value: {value}: is immutable, spec.y: Invalid value: 5: too much]"
+        expected = text.replace(value, shown)
+        assert str(error_from({"message": text}, 422)) == expected
+
+
 # Time
 
 

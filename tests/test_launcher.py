@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from lightkube_template_spawner import applying as applying_module
 from lightkube_template_spawner import events as events_module
 from lightkube_template_spawner import liveness, patience
 from lightkube_template_spawner import reflector as reflector_module
@@ -24,6 +25,7 @@ from lightkube_template_spawner.errors import (
     Forbidden,
     ManifestError,
     NotOurs,
+    RemovalIncomplete,
     SpawnerError,
     StartFailed,
     StartTimeout,
@@ -259,7 +261,7 @@ async def test_a_volume_that_refuses_the_change_is_kept(
     assert "keeps its present state" in caplog.text
 
 
-async def test_an_edited_volume_is_kept(
+async def test_an_edited_field_is_kept_and_the_rest_applied(
     world: World, fake: FakeApiServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     record = await world.launch()
@@ -270,12 +272,42 @@ async def test_an_edited_volume_is_kept(
     fake.put(live)
     fake._fields[live["metadata"]["uid"]]["kubectl-edit"] = {("spec", "size")}
     files = chart()
-    files["volume"]["spec"] = {"size": 2}
+    files["volume"]["spec"] = {"size": 2, "more": 1}
     await world.launch(files, before=record.stopped())
-    assert "kubectl-edit" in caplog.text
+    assert '.spec.size (conflict with "kubectl-edit")' in caplog.text
     after = fake.find("PersistentVolumeClaim", "hub", "home")
     assert after is not None
-    assert after["spec"] == {"size": 5}
+    assert after["spec"] == {"size": 5, "more": 1}
+    caplog.clear()
+    await world.launch(files, before=record.stopped())
+    assert "keeps" not in caplog.text
+
+
+async def test_an_edited_volume_that_refuses_the_rest_is_kept_whole(
+    world: World, fake: FakeApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = await world.launch()
+    await world.stop(record)
+    before = fake.find("PersistentVolumeClaim", "hub", "home")
+    assert before is not None
+    fake._fields[before["metadata"]["uid"]]["kubectl-edit"] = {("spec", "size")}
+    files = chart()
+    files["volume"]["spec"] = {"size": 2, "more": 1}
+    conflict = json.dumps({
+        "message": "conflict with others", "code": 409, "details": {"causes": [
+            {"field": ".spec.size", "message": "", "reason": "FieldManagerConflict"}]},
+    })  # fmt: skip
+    fake.faults += [
+        replace(text(409, conflict, "application/json"), method="PATCH", path="claims/home"),
+        replace(
+            text(422, '{"message": "more is immutable", "code": 422}', "application/json"),
+            method="PATCH",
+            path="claims/home",
+        ),
+    ]
+    await world.launch(files, before=record.stopped())
+    assert "the template's change was refused: more is immutable" in caplog.text
+    assert fake.find("PersistentVolumeClaim", "hub", "home") == before
 
 
 async def test_unknown_fields_are_left_out_with_a_warning(
@@ -438,26 +470,134 @@ async def test_a_lasting_object_is_not_turned_into_a_passing_one(
 async def test_a_former_spawners_volume_is_used_unwritten(
     world: World, fake: FakeApiServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    item = manifest("PersistentVolumeClaim", "home", spec={"size": 9})
-    del item["metadata"]["labels"][OWNER]
-    item["metadata"]["annotations"]["hub.jupyter.org/username"] = ME.username
-    before = fake.put(item, "OpenAPI-Generator")
+    before = former(fake, size=9)
     record = await world.launch()
     assert record.ready
     assert fake.find("PersistentVolumeClaim", "hub", "home") == before
     assert "former spawner" in caplog.text
 
 
-async def test_a_volume_that_is_going_is_not_used(world: World, fake: FakeApiServer) -> None:
-    record = await world.launch()
-    await world.stop(record)
+def former(fake: FakeApiServer, **spec: int) -> Obj:
+    """A volume that KubeSpawner made."""
+    item = manifest("PersistentVolumeClaim", "home", spec=spec)
+    del item["metadata"]["labels"][OWNER]
+    item["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "kubespawner"
+    item["metadata"]["annotations"]["hub.jupyter.org/username"] = ME.username
+    return fake.put(item, "OpenAPI-Generator")
+
+
+async def test_a_former_spawners_volume_is_taken_over(world: World, fake: FakeApiServer) -> None:
+    before = former(fake, size=9)
+    rules = replace(RULES, adopt_retained=True)
+    await world.stop(await world.launch(rules=rules))
+    after = fake.find("PersistentVolumeClaim", "hub", "home")
+    assert after is not None
+    assert ME.owns(after["metadata"]["labels"])
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert after["spec"] == {"size": 1}
+    fake.requests.clear()
+    await world.launch()  # held like any other from now on
+    assert [one for one in world.writes() if "claims" in one] == []
+
+
+async def test_a_volume_that_cannot_change_is_taken_over_as_it_is(
+    world: World, fake: FakeApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    former(fake, size=9)
+    refusal = text(422, '{"message": "may not shrink", "code": 422}', "application/json")
+
+    def looked(seen: Seen, when: str) -> None:
+        if (seen.method, when) == ("GET", "arrived") and seen.path.endswith("claims/home"):
+            fake.faults.append(replace(refusal, method="PATCH", path="claims/home"))
+
+    fake.on_request = looked
+    await world.launch(rules=replace(RULES, adopt_retained=True))
+    after = fake.find("PersistentVolumeClaim", "hub", "home")
+    assert after is not None
+    assert ME.owns(after["metadata"]["labels"])
+    assert after["spec"] == {"size": 9}
+    assert "keeps its present state but for its labels: may not shrink" in caplog.text
+
+
+@pytest.mark.parametrize("whose", ["administrator", "other user", "other hub"])
+async def test_nothing_else_is_taken_over(world: World, fake: FakeApiServer, whose: str) -> None:
+    item = former(fake, size=9)
+    labels = item["metadata"]["labels"]
+    match whose:
+        case "administrator":
+            labels.clear()
+        case "other user":
+            labels[OWNER] = YOU.owner
+        case _:
+            labels["app.kubernetes.io/instance"] = "j"
+    fake.put(item)
+    await refused(
+        world, "PersistentVolumeClaim/hub/home", rules=replace(RULES, adopt_retained=True)
+    )
+
+
+async def test_a_server_does_not_take_what_ends_with_another(
+    world: World, fake: FakeApiServer
+) -> None:
+    files = chart()
+    files["volume"]["metadata"]["annotations"][LIFECYCLE] = Policy.SERVER_DELETED.value
+    await world.launch(files)
+    other = chart("t")
+    other["volume"] = files["volume"]
+    named = replace(ME, servername="named")
+    await refused(world, "another server of this user", objects=other, identity=named)
+
+
+def going(fake: FakeApiServer) -> None:
     live = fake.find("PersistentVolumeClaim", "hub", "home")
     assert live is not None
     live["metadata"]["deletionTimestamp"] = "2026-11-22T00:00:00Z"
+    live["metadata"]["finalizers"] = ["kubernetes.io/pvc-protection"]
     fake.put(live)
-    await asyncio.sleep(0.02)
-    with pytest.raises(StartFailed, match="is being deleted"):
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_volume_that_is_going_is_awaited(
+    world: World, fake: FakeApiServer, known: bool
+) -> None:
+    record = await world.launch()
+    await world.stop(record)
+    before = fake.find("PersistentVolumeClaim", "hub", "home")
+    assert before is not None
+    going(fake)
+    if known:
+        await asyncio.sleep(0.02)
+    starting = asyncio.create_task(world.launch(before=record.stopped()))
+    await asyncio.sleep(0.1)
+    assert fake.find("Pod", "hub", "s") is None
+    fake.remove("PersistentVolumeClaim", "hub", "home")
+    await starting
+    after = fake.find("PersistentVolumeClaim", "hub", "home")
+    assert after is not None
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+
+
+async def test_a_volume_that_is_held_while_it_goes_is_not_used(
+    world: World, fake: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(applying_module, "_GOING", 0.05)
+    record = await world.launch()
+    await world.stop(record)
+    going(fake)
+    with pytest.raises(
+        StartFailed, match=r"home \(held by kubernetes.io/pvc-protection\) is being"
+    ):
         await world.launch(before=record.stopped())
+
+
+async def test_what_a_leftover_is_held_by_is_told_within_the_start(
+    world: World, fake: FakeApiServer
+) -> None:
+    item = manifest("Pod", "s", spec={"nodeName": "n"})
+    item["metadata"]["finalizers"] = ["example.org/hold"]
+    fake.put(item)
+    with pytest.raises(RemovalIncomplete, match=r"Pod/hub/s \(held by example.org/hold\)"):
+        await world.launch(timeout=0.5)
 
 
 @pytest.mark.parametrize(("change", "error"), [

@@ -477,6 +477,22 @@ def test_places_name_the_volumes_of_claim_templates(policy: Policy) -> None:
         assert ("v1/PersistentVolumeClaim" in made.places({other})) == (other is policy)
 
 
+@pytest.mark.parametrize("policy", list(Policy))
+@pytest.mark.parametrize("when", ["Delete", "Retain"])
+def test_a_set_that_deletes_volumes_that_are_to_outlive_it_is_told(
+    policy: Policy, when: str
+) -> None:
+    claim = {"metadata": {"name": "d", "annotations": {LIFECYCLE: policy.value}}}
+    spec = {
+        "volumeClaimTemplates": [claim],
+        "persistentVolumeClaimRetentionPolicy": {"whenDeleted": when},
+    }
+    made = plan(server(), thing("StatefulSet", api_version="apps/v1", spec=spec))
+    told = [one for one in made.warnings if "persistentVolumeClaimRetentionPolicy" in one]
+    assert len(told) == (when == "Delete" and policy is not Policy.STOPPED)
+    assert all("StatefulSet" in one and "write Retain" in one for one in told)
+
+
 # -- order ----------------------------------------------------------------------------------------
 
 

@@ -36,6 +36,7 @@ RECORD = Record(ME, "hub", kinds=dict.fromkeys(KINDS, ("hub",)), live=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_BACKOFF", (0.001, 0.001))
     monkeypatch.setattr(module, "_CONFIRM", 0.01)
+    monkeypatch.setattr(module, "_DOUBT", 0.05)
     monkeypatch.setattr(reflector_module, "_BACKOFF", (0.02, 0.08))
 
 
@@ -172,7 +173,11 @@ async def test_a_pod_on_a_lost_node_is_named(fake: FakeApiServer, cluster: Clust
     fake.controllers = False
     with pytest.raises(RemovalIncomplete, match="Pod/hub/s"):
         await stop(cluster, timeout=0.2)
-    assert left(fake) >= {"Pod/s", "NetworkPolicy/s", "Secret/s"}  # what runs stays confined
+    # What may run stays confined, and nothing else stays.
+    assert left(fake) == {"Pod/s", "NetworkPolicy/s", "PersistentVolumeClaim/s"}
+    fake.remove("Pod", "hub", "s")
+    await stop(cluster)
+    assert left(fake) == {"PersistentVolumeClaim/s"}
 
 
 async def test_a_new_incarnation_is_not_waited_for(fake: FakeApiServer, cluster: Cluster) -> None:

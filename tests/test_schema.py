@@ -59,6 +59,7 @@ SERVICE: dict[str, Any] = {
         "foo": {"bar": 1},
         "9p": 1,
         "flag": [{"on": True, "x": 1}],
+        "selector": {"app": 1, "app.example.org/tier": 2, "app.example.org": {"tier": 3}},
     },
 }
 
@@ -95,6 +96,16 @@ def test_a_field_of_any_name_is_left_out_and_nothing_in_its_stead() -> None:
     assert "9p" not in left_out(".spec.9p")
     assert left_out(".spec.9p").keys() == SERVICE["spec"].keys() - {"9p"}
     assert left_out(".spec.foo") == {k: v for k, v in SERVICE["spec"].items() if k != "foo"}
+
+
+def test_a_name_with_dots_is_one_name() -> None:
+    selector = SERVICE["spec"]["selector"]
+    for path, left in (
+        ("app.example.org/tier", {"app": 1, "app.example.org": {"tier": 3}}),
+        ("app.example.org.tier", {**selector, "app.example.org": {}}),
+        ("app.example.org/tie", selector),
+    ):
+        assert left_out(f".spec.selector.{path}")["selector"] == left
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,30 @@ async def test_a_state_that_is_not_ours(hub: FakeHub, state: dict[str, Any]) -> 
     json.dumps(spawner.get_state())
 
 
+async def test_the_volume_that_kubespawner_remembered_stays_known(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    """Through failed starts, stops and restarts of the hub; never taken for one of our own."""
+    user = hub.user()
+    assert rendered_name(await hub.spawn(user), fake) == ""
+    await user.stop()
+    await hub.restart()
+    assert rendered_name(await hub.spawn(hub.user()), fake) == ""
+    other = hub.user("grace")
+    other.orm_spawners[""].state = {"pvc_name": "claim-grace", "kubespawner_version": "7.1.0"}
+    hub.db.commit()
+    other.spawner.clear_state()
+    assert other.spawner.get_state()["former_pvc_name"] == "claim-grace"
+    assert rendered_name(await hub.spawn(other), fake) == "claim-grace"
+    await other.stop()
+    await hub.restart()
+    assert rendered_name(await hub.spawn(hub.user("grace")), fake) == "claim-grace"
+
+
+def rendered_name(spawner: LightkubeTemplateSpawner, fake: FakeApiServer) -> object:
+    return rendered(fake, spawner.identity.user_slug)["former_pvc_name"]
+
+
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("broken", [
     {"connection": None}, {"connection": "x"}, {"connection": {"kind": "Pot"}}, {"kinds": 5},

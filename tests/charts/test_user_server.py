@@ -265,6 +265,15 @@ def test_home_volumes(render: Render) -> None:
     assert "volumes" not in pod_of(render(storage={"enabled": False}))
 
 
+def test_a_home_of_kubespawner_keeps_its_name(render: Render) -> None:
+    found = render(former_pvc_name="claim-bob")
+    assert found["PersistentVolumeClaim"]["metadata"]["name"] == "claim-bob"
+    (volume,) = pod_of(found)["volumes"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "claim-bob"}
+    chosen = render(former_pvc_name="claim-bob", storage={"claimName": "claim-alice"})
+    assert chosen["PersistentVolumeClaim"]["metadata"]["name"] == "claim-alice"
+
+
 # Secrets
 
 

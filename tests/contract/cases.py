@@ -173,6 +173,34 @@ async def apply_names_the_manager_it_conflicts_with(api: Api, space: str) -> Non
 
 
 @case
+async def apply_without_the_fields_in_conflict_leaves_them_and_writes_the_rest(
+    api: Api, space: str
+) -> None:
+    made = await api.apply(CONFIG, config(space, data={"k": "1", "a": "1"}), manager="lts:a")
+    await api.apply(CONFIG, config(space, data={"k": "edited"}), manager="editor", force=True)
+    uid = made["metadata"]["uid"]
+    with pytest.raises(Conflict) as caught:
+        await api.apply(CONFIG, config(space, data={"k": "2", "a": "2"}, uid=uid), manager="lts:a")
+    assert [cause["field"] for cause in caught.value.causes] == [".data.k"]
+    rest = await api.apply(CONFIG, config(space, data={"a": "2"}, uid=uid), manager="lts:a")
+    assert rest["data"] == {"k": "edited", "a": "2"}
+
+
+@case
+async def apply_by_force_is_bound_to_its_uid_too(api: Api, space: str) -> None:
+    before = await post(api, CONFIG, config(space, labels={"a": "theirs"}))
+    wanted = {"data": {"k": "2"}, "labels": {"a": "ours"}}
+    other = "00000000-0000-4000-8000-000000000000"
+    with pytest.raises((Conflict, Invalid)):
+        await api.apply(CONFIG, config(space, uid=other, **wanted), manager="lts:a", force=True)
+    assert await get(api, CONFIG, space, "c") == before
+    uid = before["metadata"]["uid"]
+    after = await api.apply(CONFIG, config(space, uid=uid, **wanted), manager="lts:a", force=True)
+    assert (after["data"], after["metadata"]["labels"]) == ({"k": "2"}, {"a": "ours"})
+    assert after["metadata"]["uid"] == uid
+
+
+@case
 async def apply_shares_equal_fields_and_drops_its_own(api: Api, space: str) -> None:
     await api.apply(CONFIG, config(space, data={"k": "1", "a": "x"}), manager="lts:a")
     both = await api.apply(CONFIG, config(space, data={"k": "1"}), manager="lts:b")

@@ -629,6 +629,16 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
             if missing == "namespaces":
                 raise Refusal(404, "NotFound", f'namespaces "{key[0]}" not found')
 
+    def _needs_account(self, served: Served, key: Key) -> None:
+        accounts = self._stores.get(("", "serviceaccounts"), {})
+        if served.kind == "Pod" and self.controllers and (key[0], "default") not in accounts:
+            raise Refusal(
+                403,
+                "Forbidden",
+                f'pods "{key[1]}" is forbidden: error looking up service account {key[0]}/default: '
+                'serviceaccount "default" not found',
+            )
+
     def _apply(self, served: Served, key: Key, seen: Seen) -> Obj:
         body, manager = deepcopy(seen.body), seen.query["fieldManager"]
         dry = seen.query.get("dryRun") == "All"
@@ -654,10 +664,14 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
                     "object was found",
                 )
             self._allow("create", served, *key)
+            self._needs_account(served, key)
             if dry:
                 self._needs_namespace(served, key)
                 return body
             return self._create(served, key, body, manager, "Apply")
+        if seen.query.get("force") == "true":
+            for theirs in self._fields[live["metadata"]["uid"]].values():
+                theirs -= paths
         self._refuse_conflicts(served, live, body, manager, paths)
         if wanted_uid and wanted_uid != live["metadata"]["uid"]:
             raise Refusal(
@@ -702,7 +716,8 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
         for path in fields.get(manager, set()) - paths - others:
             _cut(new, path)
         for path in paths:
-            _set(new, path, _at(body, path))
+            if _at(body, path) != {} or not isinstance(_at(new, path), dict):
+                _set(new, path, _at(body, path))
         if manager not in fields:
             entry = {"manager": manager, "operation": "Apply"}
             new["metadata"]["managedFields"].append(entry)
