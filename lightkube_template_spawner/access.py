@@ -22,7 +22,7 @@ _PAUSE = 0.1
 class Access:
     """One start's rights and watches.
 
-    A namespace that the template renders together with a RoleBinding for the hub's account may give
+    A namespace that the template renders together with a RoleBinding for the hub's account gives
     rights only once both are there: what is missing in it is asked for again then.
     """
 
@@ -39,7 +39,7 @@ class Access:
         self.kinds = kinds
         self._home = home
         self._log = log
-        self._later: Needs = {}
+        self._complete = all(item.kind != ("v1", "Namespace") for item in plan.objects)
 
     async def open(self) -> None:
         """Check every right, then open the watches: held objects and leftovers cost no request.
@@ -48,32 +48,33 @@ class Access:
             Forbidden: rights are missing; the message names them all, and the rules to add.
         """
         places = await self._places()
-        looked_at = [place for place, full in places.items() if full]
-        needs = rights.needed(self._plan, self.kinds, looked_at)
-        missing = await self._missing(needs)
+        missing = await self._missing(self._needs(places))
         refused = {p: verbs for p, verbs in missing.items() if not rights.promised(self._plan, p)}
         if refused:
             raise await self._refusal(refused, "Nothing was created: ")
-        self._later = missing
         await self._watch({p: full for p, full in places.items() if p not in missing})
 
     async def complete(self) -> None:
-        """The same for namespaces whose rights came with the template's own roles.
+        """The same once the template's own namespaces and bindings are there.
 
         Raises:
-            Forbidden: they did not come.
+            Forbidden: the rights did not come with them.
         """
-        if not self._later:
+        if self._complete:
             return
+        places = await self._places()
+        needs = self._needs(places)
         with anyio.move_on_after(_EFFECT):
-            while await self._missing(self._later):  # noqa: ASYNC110 - nothing tells of it
+            while await self._missing(needs):  # noqa: ASYNC110 - nothing tells of it
                 await anyio.sleep(_PAUSE)
-        missing = await self._missing(self._later)
+        missing = await self._missing(needs)
         if missing:
             raise await self._refusal(missing, "The template's own roles do not suffice: ")
-        places = await self._places()
-        await self._watch({p: full for p, full in places.items() if p in self._later})
-        self._later = {}
+        await self._watch(places)
+        self._complete = True
+
+    def _needs(self, places: Mapping[Place, bool]) -> Needs:
+        return rights.needed(self._plan, self.kinds, places)
 
     async def _places(self) -> dict[Place, bool]:
         """Where a watch is needed, and whether it must keep whole objects."""

@@ -43,6 +43,7 @@ _MUST_BE_NEW = "1"
 # Kinds whose status decides something; of all others the store keeps metadata, so that no Secret's
 # data is ever in the hub.
 _WITH_STATUS = frozenset({"Pod", "Service", "EndpointSlice", "Deployment", "StatefulSet"})
+NAMESPACE = "v1/Namespace"
 # Groups that Kubernetes itself serves and whose objects run nothing; any other's may run a pod.
 _PASSIVE = frozenset({"", "autoscaling", "extensions", "policy", "resource.k8s.io"}) | {
     f"{name}.k8s.io"
@@ -73,6 +74,11 @@ def propagation(kind: Kind) -> str:
 def is_workload(kind: Kind) -> bool:
     """Whether objects of this kind run something, or may: they go first."""
     return str(kind) == "v1/Pod" or (kind.group not in _PASSIVE and not confines(kind))
+
+
+def gives_rights(kind: Kind) -> bool:
+    """Whether objects of this kind may be what lets us delete the others: they go last."""
+    return kind.group == "rbac.authorization.k8s.io"
 
 
 def confines(kind: Kind) -> bool:
@@ -132,6 +138,8 @@ class Cluster:
                 log=self._log,
                 slim=not full,
             )
+            if str(kind) == NAMESPACE:
+                self._reflectors[key].on_gone = lambda live: self.leave(live.meta.name)
             self._wanted.put_nowait(self._reflectors[key])
         return self._reflectors[key]
 
@@ -140,6 +148,28 @@ class Cluster:
         if namespace not in self._feeds:
             self._feeds[namespace] = EventFeed(self.api, namespace, self._log)
         return self._feeds[namespace]
+
+    def leave(self, namespace: str) -> None:
+        """Close what watches a namespace that is gone, and forget what we were allowed in it."""
+        for key in [key for key in self._reflectors if key[1] == namespace]:
+            self._reflectors.pop(key).close()
+        if namespace in self._feeds:
+            self._feeds.pop(namespace).close()
+        self.rights.forget([namespace])
+
+    async def has_vanished(self, namespace: str) -> bool:
+        """Whether the namespace is gone, and with it, perhaps, our right to look into it."""
+        if not namespace:
+            return False
+        try:
+            kind = await self.discovery.kind("v1", "Namespace")
+            await self._retry(lambda: self.api.call("GET", kind.path(None, namespace)))
+        except NotFound:
+            self.leave(namespace)
+            return True
+        except ClusterError:
+            return False
+        return False
 
     def stores(self) -> Iterator[Reflector]:
         """Every store that is open."""
@@ -206,6 +236,10 @@ class Cluster:
             found = await self._retry(lambda: self.api.call("GET", path))
         except NotFound:
             return None
+        except Forbidden:
+            if await self.has_vanished(namespace):
+                return None
+            raise
         return dict(found)
 
     async def delete_matching(

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import anyio
 import msgspec
 
 from lightkube_template_spawner.api import METADATA, METADATA_LIST, Api, Kind, error_from
@@ -192,6 +193,8 @@ class Reflector:
         self._listed = -math.inf
         self._attempt = asyncio.Event()  # set, and replaced, after each attempt to list
         self._hurry = asyncio.Event()
+        self._scope = anyio.CancelScope()
+        self.on_gone: Callable[[Live], None] = lambda _: None
 
     def get(self, namespace: str, name: str) -> Live | None:
         """The object, as far as the store knows."""
@@ -222,8 +225,21 @@ class Reflector:
             if isinstance(self.error, Forbidden | NotFound):
                 raise self.error
 
+    def close(self) -> None:
+        """End the watch: the namespace is gone, and with it what the store knew."""
+        self.error = NotFound(f"namespace {self.namespace!r} is gone", code=404)
+        self._synced = False
+        for live in list(self._store.values()):
+            self._forget(live)
+        self._attempted()
+        self._scope.cancel()
+
     async def run(self) -> None:
-        """Keep the store true until cancelled."""
+        """Keep the store true until cancelled or closed."""
+        with self._scope:
+            await self._run()
+
+    async def _run(self) -> None:
         delay = _BACKOFF[0]
         while True:
             began, events = time.monotonic(), 0
@@ -373,4 +389,5 @@ class Reflector:
         objects.pop(live.meta.key, None)
         if not objects:
             self._owners.pop(owner, None)
+        self.on_gone(known)
         self._changes.notify(owner)

@@ -1,7 +1,8 @@
 """Removing objects by label: at stop the kinds on record, with a user every kind that is served.
 
-Two phases: what runs goes first and is awaited; what confines and feeds it (network policies,
-secrets, accounts) goes after. One object that refuses to go never keeps the others, but that
+In phases: what runs goes first and is awaited; what confines and feeds it (network policies,
+secrets, accounts) goes after, with its namespace where that goes; roles, which may be what lets us
+do all this, go last. One object that refuses to go never keeps the others, but that
 network policies stay with a pod that does. Whoever calls again goes on where the last call ended.
 A pod on a node that does not answer is not waited for: it stays until its node tells.
 """
@@ -10,14 +11,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from enum import Enum, auto
 
 import anyio
 
 from lightkube_template_spawner import status
 from lightkube_template_spawner.api import Kind
-from lightkube_template_spawner.cluster import Cluster, confines, is_workload
+from lightkube_template_spawner.cluster import (
+    NAMESPACE,
+    Cluster,
+    confines,
+    gives_rights,
+    is_workload,
+)
 from lightkube_template_spawner.errors import (
     ClusterError,
+    Forbidden,
     NodeLost,
     NotFound,
     RemovalIncomplete,
@@ -38,6 +47,27 @@ _DOUBT = 10.0  # seconds after which a watch that tells nothing may be dead
 _ASKING = 8  # at once, where nothing watches
 
 
+class _Phase(Enum):
+    """What goes after what is gone."""
+
+    WORKLOADS = auto()  # and what the hub connects to
+    NAMESPACES = auto()  # with what is left in them
+    REST = auto()
+    RIGHTS = auto()
+
+
+def _phase_of(kind: Kind, leads: Callable[[Kind], bool]) -> _Phase:
+    if leads(kind):
+        return _Phase.WORKLOADS
+    if str(kind) == NAMESPACE:
+        return _Phase.NAMESPACES
+    return _Phase.RIGHTS if gives_rights(kind) else _Phase.REST
+
+
+def _is_needed_still(kind: Kind) -> bool:
+    return confines(kind) or gives_rights(kind) or str(kind) == NAMESPACE
+
+
 class Removal:
     """One removal: a deadline, what was asked to go, and what refused."""
 
@@ -56,6 +86,7 @@ class Removal:
         self._forced: set[str] = set()
         self._lost: dict[str, str] = {}  # what such a node keeps, by UID
         self._refused: list[str] = []
+        self._spaces: set[str] = set()  # namespaces that go, with all that is in them
         # What the stores knew before we asked: an object's end may be seen before its answer comes.
         self._known: set[str] = set()
         self._asking = anyio.CapacityLimiter(_ASKING)
@@ -208,10 +239,14 @@ class Removal:
                 f"{error}"
             ) from None
         left: list[Found] = []
-        for phase in (True, False):
-            chosen = [place for place in known if leads(place[0]) is phase]
-            if left or self._refused:  # what may still run is not set free
-                chosen = [place for place in chosen if not confines(place[0])]
+        for phase in _Phase:
+            chosen = [
+                place
+                for place in known
+                if _phase_of(place[0], leads) is phase and place[1] not in self._spaces
+            ]
+            if left or self._refused:  # what may still run is not set free, nor out of our reach
+                chosen = [place for place in chosen if not _is_needed_still(place[0])]
             left += await self._phase(chosen, delete, deadline)
             deadline = max(deadline, anyio.current_time() + timeout / 8)
         stay = [*dict.fromkeys(self._lost.values())]
@@ -235,6 +270,8 @@ class Removal:
             try:
                 await self.gone(found)
                 left.remove(found)
+                if str(found[0]) == NAMESPACE:
+                    self._cluster.leave(found[1].name)
             except NodeLost as error:
                 self._lost[found[1].uid] = str(error)
 
@@ -242,6 +279,7 @@ class Removal:
             found = await self._delete(place, delete)
             unasked.remove(place)
             left.extend(found)
+            self._spaces |= {meta.name for kind, meta in found if str(kind) == NAMESPACE}
             await each(gone, found)
 
         try:
@@ -259,6 +297,8 @@ class Removal:
         except Unavailable:
             raise
         except ClusterError as error:
+            if isinstance(error, Forbidden) and await self._cluster.has_vanished(place[1]):
+                return []
             self._refused.append(f"{_where(place)}: {error}")
             return [(place[0], meta) for meta in error.deleted]
 
@@ -322,6 +362,8 @@ class Removal:
                 live = await self._cluster.get(kind, meta.namespace, meta.name)
         except Unavailable:
             return True
+        except Forbidden:
+            return False  # a right to list and delete, and none to look: nothing tells when it went
         return live is not None and live["metadata"].get("uid") == meta.uid
 
     def _seen(self, found: Found) -> Meta | None:
