@@ -172,11 +172,11 @@ async def _orphans(options: argparse.Namespace) -> int:
             except ConfigurationError:
                 raise
             except SpawnerError as error:
-                if not options.every:
+                if options.every is None:
                     raise
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 status = INCOMPLETE
-            if not options.every:
+            if options.every is None:
                 return status
             await anyio.sleep(options.every)
     finally:
@@ -200,7 +200,9 @@ async def _once(sweep: Sweep, namespaces: list[str], options: argparse.Namespace
     _print(found, options, [] if refused else doomed)
     if refused:
         print(f"error: {refused}", file=sys.stderr)
-    if found.failed:
+    if not found.looked_at:
+        print("error: the account may list nothing there", file=sys.stderr)
+    if found.failed or not found.looked_at:
         return INCOMPLETE
     return LEFT if refused or len(doomed) < len(found.orphans) else NONE_LEFT
 

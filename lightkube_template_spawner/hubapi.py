@@ -35,7 +35,7 @@ class HubApi:
                 f"in the environment; the token needs the scopes {', '.join(SCOPES)}"
             )
         self._patience = patience
-        self._tls = _tls(environment)
+        self._tls = _tls(environment) if self._url.startswith("https:") else None
 
     def read(self, known: Known) -> Known:
         """``known`` with every user and server of the hub.

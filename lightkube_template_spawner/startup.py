@@ -7,12 +7,13 @@ it loads the spawner's class inside its event loop, before anything else of ours
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
 from typing import Any
 
 from jupyterhub import orm
-from sqlalchemy import select
+from sqlalchemy import Text, literal_column, select
 
 from lightkube_template_spawner.cluster import shared
 from lightkube_template_spawner.errors import SpawnerError
@@ -101,14 +102,15 @@ async def known_to(db: Any, known: Known) -> Known:
         if not users:
             return known
         first, last = users[0][0], users[-1][0]
-        columns = select(
-            orm.Spawner.user_id, orm.Spawner.name, orm.Spawner.server_id, orm.Spawner.state
-        )
+        text = literal_column("spawners.state", Text)  # the hub's own type cannot be cached
+        columns = select(orm.Spawner.user_id, orm.Spawner.name, orm.Spawner.server_id, text)
         servers: dict[int, list[Server]] = {}
         for owner, name, server, state in db.execute(
             columns.where(orm.Spawner.user_id.between(first, last))
         ):
-            servers.setdefault(owner, []).append(Server(name, server is not None, state))
+            servers.setdefault(owner, []).append(
+                Server(name, server is not None, json.loads(state or "{}"))
+            )
         for number, name in users:
             known.add(name, servers.get(number, ()))
         await asyncio.sleep(0)

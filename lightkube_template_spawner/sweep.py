@@ -15,7 +15,7 @@ from typing import Any
 from lightkube_template_spawner.api import Kind
 from lightkube_template_spawner.cluster import Cluster
 from lightkube_template_spawner.discovery import granted
-from lightkube_template_spawner.errors import ClusterError, HubError, RemovalIncomplete
+from lightkube_template_spawner.errors import ClusterError, Forbidden, HubError, RemovalIncomplete
 from lightkube_template_spawner.identity import OWNER, SERVERNAME, USERNAME, Policy
 from lightkube_template_spawner.orphans import Known
 from lightkube_template_spawner.reflector import Meta
@@ -122,6 +122,8 @@ class Sweep:
             if not suspects:
                 break
             places = list(dict.fromkeys((o.kind, o.meta.namespace) for o in suspects.values()))
+        refused = {*found.not_allowed}
+        found.looked_at = [place for place in found.looked_at if place not in refused]
         found.orphans = sorted(suspects.values(), key=str)
         return found
 
@@ -166,9 +168,10 @@ class Sweep:
         discovery = self._cluster.discovery
         found = Found()
         looked: dict[Place, bool] = {}
+        kinds = await discovery.holding()
         for namespace in namespaces:
             rules, complete = await discovery.rules(namespace or "default")
-            for kind in await discovery.holding():
+            for kind in kinds:
                 place = kind, namespace if kind.namespaced else ""
                 verbs = granted(rules, kind)
                 # Where the API server cannot tell our rights, the list itself will.
@@ -186,6 +189,9 @@ class Sweep:
         for kind, namespace in places:
             try:
                 metas = await self._cluster.list_metadata(kind, namespace, known.selector)
+            except Forbidden:
+                found.not_allowed.append((kind, namespace))
+                continue
             except ClusterError as error:
                 found.failed.append(f"{kind} in {namespace or 'the cluster'}: {error}")
                 continue
