@@ -86,6 +86,8 @@ class FaultProxy:
         self._open: set[asyncio.StreamWriter] = set()
         self._watches: set[asyncio.StreamWriter] = set()
         self._held: re.Pattern[str] | None = None
+        self._muted: re.Pattern[str] | None = None
+        self.stuck: list[str] = []  # first lines of what is held, and of what has no answer yet
         self._holding = threading.Event()
         self._answers: list[tuple[re.Pattern[str], bytes]] = []
         self._due: list[_Due] = []
@@ -123,7 +125,8 @@ class FaultProxy:
 
     def up(self) -> None:
         """Be the API server again."""
-        self._down, self._held = False, None
+        self._down, self._held, self._muted = False, None, None
+        self.stuck.clear()
         self._holding.clear()
         self._answers.clear()
         self._due.clear()
@@ -132,6 +135,10 @@ class FaultProxy:
     def hold(self, request: str) -> None:
         """Let requests whose first line matches wait, until `up` lets them pass."""
         self._held = re.compile(request)
+
+    def hold_answers(self, request: str) -> None:
+        """Let the API server do what such requests ask; its answers wait until `up`."""
+        self._muted = re.compile(request)
 
     async def wait_until_holding(self) -> None:
         """Wait until a request is held."""
@@ -272,6 +279,7 @@ class FaultProxy:
                     continue
                 if request.verb == "watch":
                     self._watches.add(link.client)
+                link.line = line
                 link.due = [due for due in self._due if due.counts(line)]
                 server.write(head + body)
                 await server.drain()
@@ -280,12 +288,17 @@ class FaultProxy:
     async def _let_through(self, line: str, link: _Link) -> bool:
         """Wait while requests are held or nothing flows; whether the client is still there."""
         while self._held is not None and self._held.search(line):
-            self._holding.set()
+            self._sticks(line)
             await asyncio.sleep(0.02)
             if link.gone:
                 return False
         await self._flows.wait()
         return not link.gone
+
+    def _sticks(self, line: str) -> None:
+        self._holding.set()
+        if line not in self.stuck:
+            self.stuck.append(line)
 
     async def _copy(self, answers: asyncio.StreamReader, link: _Link) -> None:
         while chunk := await answers.read(_CHUNK):
@@ -294,6 +307,11 @@ class FaultProxy:
                 due.act()
                 due.done.set()
             link.due = []
+            while self._muted is not None and self._muted.search(link.line):
+                self._sticks(link.line)
+                await asyncio.sleep(0.02)
+                if link.gone:
+                    return
             link.client.write(chunk)
             await link.client.drain()
         link.client.transport.abort()
@@ -324,6 +342,7 @@ class _Link:
         self.client = client
         self.server: asyncio.StreamWriter | None = None
         self.due: list[_Due] = []
+        self.line = ""  # of the request that is being answered
 
     @property
     def gone(self) -> bool:
