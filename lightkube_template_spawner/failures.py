@@ -48,6 +48,7 @@ class Rule:
     heard: str = ""
 
 
+_CRASHES = r"^(CrashLoopBackOff|Ended|CreateContainerError|RunContainerError|PostStartHookError)"
 _NO_PODS = (REFUSAL, CONTROLLER, EVENT)
 # The first that fits counts. Words are `Reason: message`, as Kubernetes writes them.
 DEFAULTS: Mapping[str, Rule] = {
@@ -82,13 +83,8 @@ DEFAULTS: Mapping[str, Rule] = {
     # Secrets that another controller writes are seconds late.
     "config": Rule((CONTAINER,), r"^CreateContainerConfigError", "config", 10),
     # Three runs that failed: the kubelet waits 0, 10, 20... seconds between them.
-    "crash-loop": Rule((CONTAINER,), r"^CrashLoopBackOff", "crash", 0, restarts=2),
-    "container": Rule(
-        (CONTAINER,),
-        r"^(CreateContainerError|RunContainerError|StartError|PostStartHookError)",
-        "crash",
-        15,
-    ),
+    "crash-loop": Rule((CONTAINER,), _CRASHES, "crash", 0, restarts=2),
+    "crash": Rule((CONTAINER,), _CRASHES, "crash", 20),
     # The scheduler may see a pod before its claim, for a moment; no autoscaler mends it.
     "claim-missing": Rule(
         (SCHEDULING,), r'persistentvolumeclaim "[^"]*" (not found|is being deleted)', "volume", 5
@@ -218,12 +214,12 @@ def of_pod(reference: str, pod: Live, heard: tuple[str, ...] = ()) -> Iterator[S
         words = f"{UNNOTICED}: the scheduler {name!r} has not looked at it"
         yield Symptom(SCHEDULING, reference, words, heard=heard)
     for container in _containers(pod):
-        waiting = (container.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") and waiting["reason"] not in _ON_THEIR_WAY:
+        words = _not_running(container)
+        if words:
             yield Symptom(
                 CONTAINER,
                 f"{reference}, container {container.get('name')}",
-                sentence(waiting, "") + _last_end(container),
+                words,
                 restarts=int(container.get("restartCount") or 0),
                 heard=heard,
             )
@@ -264,12 +260,19 @@ def _containers(pod: Live) -> Iterator[Mapping[str, Any]]:
         yield from status.get(group) or ()
 
 
-def _last_end(container: Mapping[str, Any]) -> str:
-    """How it ended before, which a back-off does not say."""
-    over = (container.get("lastState") or {}).get("terminated") or {}
-    if not over:
+def _not_running(container: Mapping[str, Any]) -> str:
+    """Why a container waits, with how it ended before, which a back-off does not say."""
+    state, last = container.get("state") or {}, container.get("lastState") or {}
+    waiting, now, before = state.get("waiting"), state.get("terminated"), last.get("terminated")
+    if now:
+        return f"Ended: {_end(now)}" if now.get("exitCode") else ""
+    if not waiting or not waiting.get("reason") or waiting["reason"] in _ON_THEIR_WAY:
         return ""
-    return f"; it ended: {sentence(over, 'Error')}, exit code {over.get('exitCode', 0)}"
+    return sentence(waiting, "") + (f"; it ended: {_end(before)}" if before else "")
+
+
+def _end(terminated: Mapping[str, Any]) -> str:
+    return f"{sentence(terminated, 'Error')}, exit code {terminated.get('exitCode', 0)}"
 
 
 def _fits(rule: Rule, symptom: Symptom) -> bool:
