@@ -146,7 +146,7 @@ async def confirm(cluster: Cluster, missing: Missing, log: logging.Logger) -> En
 
 def _object(live: Live) -> Ended | None:
     if live.meta.deletion_timestamp:
-        return Ended(1, f"{live.reference} is being deleted")
+        return Ended(1, f"{live.reference} was deleted")
     return None
 
 

@@ -173,7 +173,8 @@ def _ended(terminated: Mapping[str, Any]) -> Ended:
 def _restarts(pod: Live, code: int) -> bool:
     spec = pod.get("spec") or {}
     name = server_container(pod)
-    own = next((c for c in spec.get("containers") or () if c.get("name") == name), {})
+    containers: list[Mapping[str, Any]] = spec.get("containers") or []
+    own = next((found for found in containers if found.get("name") == name), {})
     if own.get("restartPolicyRules"):
         return True  # the kubelet judges them; where it does not restart, the phase says so
     policy = own.get("restartPolicy") or spec.get("restartPolicy", "Always")
