@@ -157,19 +157,19 @@ class Cluster:
             self._feeds.pop(namespace).close()
         self.rights.forget([namespace])
 
-    async def has_vanished(self, namespace: str) -> bool:
-        """Whether the namespace is gone, and with it, perhaps, our right to look into it."""
+    async def has_ended(self, namespace: str) -> bool:
+        """Whether the namespace goes or is gone, and with it, perhaps, our rights in it."""
         if not namespace:
             return False
         try:
             kind = await self.discovery.kind("v1", "Namespace")
-            await self._retry(lambda: self.api.call("GET", kind.path(None, namespace)))
+            found = await self._retry(lambda: self.api.call("GET", kind.path(None, namespace)))
         except NotFound:
             self.leave(namespace)
             return True
         except ClusterError:
             return False
-        return False
+        return bool(found["metadata"].get("deletionTimestamp"))
 
     def stores(self) -> Iterator[Reflector]:
         """Every store that is open."""
@@ -237,7 +237,7 @@ class Cluster:
         except NotFound:
             return None
         except Forbidden:
-            if await self.has_vanished(namespace):
+            if await self.has_ended(namespace):
                 return None
             raise
         return dict(found)

@@ -297,7 +297,7 @@ class Removal:
         except Unavailable:
             raise
         except ClusterError as error:
-            if isinstance(error, Forbidden) and await self._cluster.has_vanished(place[1]):
+            if isinstance(error, Forbidden) and await self._cluster.has_ended(place[1]):
                 return []
             self._refused.append(f"{_where(place)}: {error}")
             return [(place[0], meta) for meta in error.deleted]

@@ -95,7 +95,7 @@ class Rights:
         self._log = log
         self._held: dict[Place, frozenset[str]] = {}
         self._everywhere: dict[Kind, bool] = {}
-        self._warned: set[str] = set()
+        self._warned = False
         self._asking = asyncio.Lock()  # a class that starts together asks once
 
     async def missing(self, needs: Needs, *, events: str = "") -> Needs:
@@ -175,8 +175,8 @@ class Rights:
 
     def _look_for_events(self, rules: Iterable[Mapping[str, Any]], namespace: str) -> None:
         lacking = LOOK - _allowed(rules, _EVENTS, LOOK)
-        if lacking and namespace not in self._warned:
-            self._warned.add(namespace)
+        if lacking and not self._warned:
+            self._warned = True
             self._log.warning(
                 "Users do not see what happens to their pods while they start: %s",
                 explain({(_EVENTS, namespace): lacking}),

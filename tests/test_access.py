@@ -182,6 +182,20 @@ async def test_a_namespace_that_an_administrator_deleted(
     await launch(world)
 
 
+async def test_a_namespace_that_goes_takes_along_what_we_may_not_touch_any_more(
+    world: World, fake: FakeApiServer
+) -> None:
+    record = await launch(world)
+    pods = await world.cluster.discovery.kind("v1", "Pod")
+    going = fake.find("Namespace", "", space(ME))
+    assert going is not None
+    going["metadata"]["deletionTimestamp"] = "2026-11-22T00:00:01Z"
+    fake.put(going)
+    fake.roles = {}
+    assert await world.cluster.get(pods, record.pods_in, "s") is None
+    await world.stop(record)
+
+
 async def test_a_namespace_that_is_there_and_closed_to_us_is_not_gone(
     world: World, fake: FakeApiServer
 ) -> None:
