@@ -336,7 +336,8 @@ async def failure(user: HubUser, options: Mapping[str, object]) -> tuple[float, 
     except RuntimeError as error:  # it failed before its progress was asked for
         if "is not starting" not in str(error):
             raise
-        while await user.servers():  # the hub says no more than that it stops the server
+        # The hub says no more than that it stops the server.
+        while await user.servers():  # noqa: ASYNC110
             await anyio.sleep(0.1)
         page = await user.page(f"/hub/spawn-pending/{user.name}")
         return time.monotonic() - began, html.unescape(page.text)
