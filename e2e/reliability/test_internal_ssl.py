@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import ssl
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from e2e.cluster import Cluster
 from e2e.conftest import OWNED, Kube, MakeHub, signed_in
 from e2e.hub import Hub
 from e2e.reliability.faults import Faults
+from e2e.search import Search
 from e2e.secure import SecureHub, client
 from e2e.user import HubUser, ServerFailedError
 
@@ -43,7 +44,15 @@ web.serve_forever()
 
 
 @pytest.fixture(scope="module")
-async def hub(make_hub: MakeHub, cluster: Cluster, kube: Kube) -> AsyncGenerator[SecureHub]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The hub's own folder for temporary files."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+async def hub(
+    make_hub: MakeHub, cluster: Cluster, kube: Kube, folder: Path
+) -> AsyncGenerator[SecureHub]:
     if cluster.provider == "given":
         pytest.skip("names of a given cluster do not resolve on this host, where the hub runs")
     nameserver = cluster.host_address
@@ -51,7 +60,12 @@ async def hub(make_hub: MakeHub, cluster: Cluster, kube: Kube) -> AsyncGenerator
         service = kube.get("service", "kube-system", "kube-dns") or {}
         nameserver = service["spec"]["clusterIP"]
     secure = partial(SecureHub, nameserver=nameserver)
-    hub = make_hub(light.OPTIONS_ARE_TRAITS, kind=secure, cluster_domain=cluster.dns_domain)
+    hub = make_hub(
+        f'{light.OPTIONS_ARE_TRAITS}c.JupyterHub.log_level = "DEBUG"',
+        environment={"TMPDIR": str(folder)},
+        kind=secure,
+        cluster_domain=cluster.dns_domain,
+    )
     assert isinstance(hub, SecureHub)
     async with hub:
         yield hub
@@ -60,7 +74,7 @@ async def hub(make_hub: MakeHub, cluster: Cluster, kube: Kube) -> AsyncGenerator
 
 
 async def started(
-    hub: Hub, user: HubUser, server: str = "", options: dict[str, object] | None = None
+    hub: Hub, user: HubUser, server: str = "", options: Mapping[str, object] | None = None
 ) -> str:
     """Start a server; the host by which the hub connects to it."""
     position = len(hub.log.read_text(errors="replace"))
@@ -114,9 +128,9 @@ def protocols(hub: Hub) -> set[str]:
 
 
 async def test_a_server_speaks_tls_to_the_hub_its_proxy_and_its_user(
-    hub: SecureHub, kube: Kube, space: str, cluster: Cluster, faults: Faults
+    hub: SecureHub, kube: Kube, space: str, cluster: Cluster, folder: Path, faults: Faults
 ) -> None:
-    """Started, used, adopted by the next hub, stopped, and started again at once."""
+    """Started, used, adopted by the next hub, and stopped."""
     async with signed_in(hub, "anna") as user:
         for _ in faults("a hub restart while a server runs over TLS"):
             began = time.monotonic()
@@ -131,9 +145,28 @@ async def test_a_server_speaks_tls_to_the_hub_its_proxy_and_its_user(
             assert await user.run_code("6 * 7") == "42"
             (same,) = kube.list("pods", space)
             assert same["metadata"]["uid"] == pod["metadata"]["uid"]
+            search = Search(key=certificate(kube, space, user.name)["ssl.key"])
+            assert search.leaks(hub, kube, space, folder) == []
             await user.stop_server()
             left = kube.owned(space, f"{OWNED},hub.jupyter.org/username=anna")
             assert [name.partition("/")[0] for name in left] == ["PersistentVolumeClaim"]
+
+
+async def test_a_server_that_is_started_again_at_once_is_found_at_its_new_address(
+    hub: SecureHub, cluster: Cluster, faults: Faults
+) -> None:
+    """The hub remembers a name's former address, and waits for it longer than for the server."""
+    values = {"image": cluster.image, "storage": {"enabled": False}}
+    options = {"cmd": ["python3", "-c", SERVER], "http_timeout": 20, "extra_vars": values}
+    async with signed_in(hub, "dora") as user:
+        hosts = [await started(hub, user, options=options)]
+        for _ in faults("a stop, and a start at once"):
+            await user.stop_server()
+            began = time.monotonic()
+            hosts.append(await started(hub, user, options=options))
+            faults.saw("from click to ready, s", time.monotonic() - began)
+        assert len(set(hosts)) == len(hosts)
+        await user.stop_server()
 
 
 async def test_a_server_lets_in_the_hub_and_its_proxy_only(
