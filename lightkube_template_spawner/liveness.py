@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lightkube_template_spawner import status
+from lightkube_template_spawner.api import Kind
 from lightkube_template_spawner.cluster import Cluster
 from lightkube_template_spawner.errors import ClusterError
 from lightkube_template_spawner.identity import OWNER
 from lightkube_template_spawner.record import Record
 from lightkube_template_spawner.reflector import Live, Reflector
 from lightkube_template_spawner.status import Ended
+from lightkube_template_spawner.together import each
 
 # As discovery asks for them: a kind made by hand, without verbs, would be watched a second time.
 POD = ("v1", "Pod")
@@ -60,18 +62,16 @@ async def watch(cluster: Cluster, record: Record) -> list[Reflector]:
     Raises:
         ClusterError: the API server refuses, or does not know the kind.
     """
-    stores = []
+    places: list[tuple[Kind, str, bool]] = []
     if record.connection is not None:
         connection = record.connection
         kind = await cluster.discovery.kind(connection.api_version, connection.kind)
-        stores.append(cluster.reflector(kind, connection.namespace, full=True))
+        places.append((kind, connection.namespace, True))
         if kind.kind == "Service" and kind.group == "":
             slices = await cluster.discovery.kind(*SLICE)
-            stores.append(cluster.reflector(slices, connection.namespace))
-    stores.append(cluster.reflector(await cluster.discovery.kind(*POD), record.pods_in))
-    for store in stores:
-        await store.sync()
-    return stores
+            places.append((slices, connection.namespace, False))
+    places.append((await cluster.discovery.kind(*POD), record.pods_in, False))
+    return await each(lambda place: cluster.watch(place[0], place[1], full=place[2]), places)
 
 
 def pods(cluster: Cluster, record: Record) -> Iterator[Live]:

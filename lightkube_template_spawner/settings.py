@@ -281,9 +281,9 @@ class Settings(Configurable):
         min=0,
         config=True,
         help="""
-        Restarts in place after which a running server that ends again is taken for dead, once
-        Kubernetes waits before it restarts it (CrashLoopBackOff: it had run for less than ten
-        minutes). Up to that it is alive, and the log has the reason of each restart. A pod with
+        Restarts in place after which a running server that ends again is taken for dead, if it had
+        run for less than ten minutes (Kubernetes then waits longer and longer before it restarts
+        it: CrashLoopBackOff). Else it is alive, and the log has each restart's reason. A pod with
         `restartPolicy: Never` is never restarted.
         """,
     )

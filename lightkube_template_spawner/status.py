@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 Live = Mapping[str, Any]
 
 DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
+_SHORT_RUN = 600.0  # seconds; after a longer one the kubelet restarts a container at once
 
 
 class State(StrEnum):
@@ -90,16 +92,16 @@ def server_container(pod: Live) -> str:
 def ended(pod: Live, crash_loop_restarts: int | None = None) -> Ended | None:
     """How the pod's server ended for good, or None while it lives or may be restarted in place.
 
-    With ``crash_loop_restarts``, a container that was restarted as often and that the kubelet now
-    waits to restart again (CrashLoopBackOff) has ended, too.
+    With ``crash_loop_restarts``, a container that was restarted as often and ended soon again has
+    ended, too.
     """
     status = pod.get("status") or {}
-    container = _server_status(pod)
-    terminated = (container.get("state") or {}).get("terminated")
+    loop = crash_loop(pod, crash_loop_restarts) if crash_loop_restarts is not None else None
+    terminated = (_server_status(pod).get("state") or {}).get("terminated")
     if terminated:
         over = _ended(terminated)
         if _restarts(pod, over.code) and status.get("phase") not in ("Succeeded", "Failed"):
-            return None
+            return loop
         if status.get("phase") == "Failed" and status.get("reason"):
             # Evicted, node shut down: the container's own reason is a mere consequence.
             return Ended(over.code, sentence(status, "Failed"))
@@ -108,18 +110,30 @@ def ended(pod: Live, crash_loop_restarts: int | None = None) -> Ended | None:
         return Ended(1, sentence(status, "Failed"))
     if status.get("phase") == "Succeeded":
         return Ended(0, "Completed")
-    return crash_loop(pod, crash_loop_restarts) if crash_loop_restarts is not None else None
+    return loop
 
 
 def crash_loop(pod: Live, allowed: int) -> Ended | None:
-    """How the server ends again and again; None while it may be restarted once more."""
-    container = _server_status(pod)
-    waiting = (container.get("state") or {}).get("waiting") or {}
+    """How the server ends again and again; None while it may be restarted once more.
+
+    For the first seconds of CrashLoopBackOff the kubelet only says that the container ended.
+    """
+    state = _server_status(pod).get("state") or {}
     count, last = restarts(pod)
-    if waiting.get("reason") != "CrashLoopBackOff" or count < allowed:
+    terminated = state.get("terminated")
+    waits = (state.get("waiting") or {}).get("reason") == "CrashLoopBackOff"
+    if count < allowed or not (waits or (terminated and _ran_shortly(terminated))):
         return None
-    last = last or Ended(1, "Error")
-    return Ended(last.code, f"{last.reason}, again after {count} restarts (CrashLoopBackOff)")
+    over = _ended(terminated) if terminated else last or Ended(1, "Error")
+    return Ended(over.code, f"{over.reason}, again after {count} restarts (CrashLoopBackOff)")
+
+
+def _ran_shortly(terminated: Mapping[str, Any]) -> bool:
+    began, ended = terminated.get("startedAt"), terminated.get("finishedAt")
+    if not began or not ended:
+        return False
+    ran = datetime.fromisoformat(str(ended)) - datetime.fromisoformat(str(began))
+    return ran.total_seconds() < _SHORT_RUN
 
 
 def restarts(pod: Live) -> tuple[int, Ended | None]:

@@ -116,6 +116,14 @@ def pod(*, ready: dict[str, Any] | None = None, **container: Any) -> dict[str, A
 
 
 KILLED = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+
+
+def ran(until: str) -> dict[str, Any]:
+    times = {"startedAt": "2026-01-01T00:00:00Z", "finishedAt": f"2026-01-01T{until}Z"}
+    return {"terminated": {**KILLED["terminated"], **times}}
+
+
+LOOP = "OOMKilled (exit code 137), again after 3 restarts (CrashLoopBackOff)"
 BACK_OFF = {"waiting": {"reason": "CrashLoopBackOff"}}
 
 
@@ -123,9 +131,16 @@ BACK_OFF = {"waiting": {"reason": "CrashLoopBackOff"}}
     ("state", "restarts", "reason"),
     [
         (BACK_OFF, 2, None),
-        (BACK_OFF, 3, "OOMKilled (exit code 137), again after 3 restarts (CrashLoopBackOff)"),
+        (BACK_OFF, 3, LOOP),
         ({"running": {}}, 9, None),  # it may have run for weeks between two ends
-        (KILLED, 9, None),  # the kubelet has not said yet that it waits
+        (KILLED, 9, None),  # for how long it ran is not known
+        (ran("00:03:00"), 2, None),
+        (
+            ran("00:03:00"),
+            3,
+            "OOMKilled (exit code 137), again after 3 restarts (CrashLoopBackOff)",
+        ),
+        (ran("00:13:00"), 3, None),
     ],
 )
 def test_a_crash_loop_is_an_end(state: dict[str, Any], restarts: int, reason: str | None) -> None:
@@ -166,7 +181,7 @@ def test_a_pod_that_was_not_ready_when_its_node_was_lost_looks_as_before() -> No
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        (("True", "EvictionByEvictionAPI", "Eviction API: evicting"), "Evicted: Eviction API: evicting"),
+        (("True", "EvictionByEvictionAPI", "API: evicting"), "Evicted: API: evicting"),
         (("True", "PreemptionByScheduler", "preempted"), "PreemptionByScheduler: preempted"),
         (("False", "EvictionByEvictionAPI", "not after all"), ""),
     ],

@@ -9,13 +9,16 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from e2e import light
@@ -58,8 +61,8 @@ def pod_spec(restart: str = "Never", *, sidecar: bool = False, **spec: Any) -> O
         "resources": {"limits": {"memory": "32Mi"}},
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
-    other = {"name": "sidecar", "image": TINY_IMAGE}
-    other["command"] = ["/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done"]
+    wait = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
+    other = {"name": "sidecar", "image": TINY_IMAGE, "command": ["/bin/sh", "-c", wait]}
     return {
         "restartPolicy": restart,
         "automountServiceAccountToken": False,
@@ -95,8 +98,6 @@ def labelled(pod: Obj) -> Obj:
 async def hub(make_hub: MakeHub) -> AsyncGenerator[Hub]:
     async with make_hub(CONFIG, start_timeout=60, http_timeout=10) as hub:
         yield hub
-        for name in await hub.users():
-            await hub.delete_user(name)
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def make_chart(tmp_path: Path) -> Callable[..., str]:
     """A secret that goes with the server, a volume that stays, and what is given."""
 
     def make(**objects: Obj) -> str:
-        folder = tmp_path / "-".join(objects)
+        folder = tmp_path / uuid.uuid4().hex
         texts = {name: json.dumps(item) for name, item in objects.items()}
         return light.chart(folder, claim=light.claim(), secret=light.secret(), **texts)
 
@@ -125,31 +126,34 @@ class Server:
         events = await self.user.wait_ready()
         return [event["message"] for event in events[1:]]  # the first is the hub's own
 
-    def names(self) -> list[str]:
-        found = self.kube.list(KINDS, self.space, f"hub.jupyter.org/username={self.user.name}")
+    async def names(self) -> list[str]:
+        mine = f"hub.jupyter.org/username={self.user.name}"
+        found = await anyio.to_thread.run_sync(self.kube.list, KINDS, self.space, mine)
         return sorted(f"{item['kind']}/{item['metadata']['name']}" for item in found)
 
     @property
     def kept(self) -> list[str]:
         return [f"PersistentVolumeClaim/claim-{self.user.name}"]
 
-    def fault(self, *words: str, given: object = None) -> float:
+    async def fault(self, *words: str, given: object = None) -> float:
         """Do this to the cluster; when it was asked for."""
         self._log = len(self.hub.log.read_text())
         began = time.monotonic()
-        self.kube(*words, given=given)
+        await anyio.to_thread.run_sync(partial(self.kube, *words, given=given))
         return began
 
-    def end(self, script: str, pod: str = "") -> float:
+    async def end(self, script: str, pod: str = "") -> float:
         """Let the server run this as its last act."""
         write = f"echo '{script}' > /tmp/new; mv /tmp/new /tmp/end"
         pod = pod or self.pod
-        return self.fault("exec", pod, "-n", self.space, "-c", "server", "--", "sh", "-c", write)
+        return await self.fault(
+            "exec", pod, "-n", self.space, "-c", "server", "--", "sh", "-c", write
+        )
 
-    def patch_status(self, kind: str, name: str, **status: Any) -> float:
+    async def patch_status(self, kind: str, name: str, **status: Any) -> float:
         patch = json.dumps({"status": status})
         place = ("-n", self.space)
-        return self.fault("patch", kind, name, *place, "--subresource=status", "-p", patch)
+        return await self.fault("patch", kind, name, *place, "--subresource=status", "-p", patch)
 
     async def until_stopped(self, timeout: float = 45) -> None:
         async def stopped() -> bool:
@@ -167,14 +171,14 @@ class Server:
         faults.saw("noticed after, in s", time.monotonic() - began)
         await self.until_stopped()
         faults.saw("stopped after, in s", time.monotonic() - began)
-        assert self.names() == self.kept
+        assert await self.names() == self.kept
 
     async def tells(self, reason: str) -> None:
         """The page that the user comes to says why; nothing starts by itself."""
         page = await self.user.page(f"/user/{self.user.name}/")
         assert page.status_code == 424, page.text
         assert re.search(f"Your server ended: {reason}", page.text), page.text
-        assert self.names() == self.kept
+        assert await self.names() == self.kept
 
 
 @contextlib.asynccontextmanager
@@ -187,26 +191,26 @@ async def until(condition: Callable[[], Awaitable[Any]], timeout: float = 45) ->
     deadline = time.monotonic() + timeout
     while not await condition():
         assert time.monotonic() < deadline, "it did not come true"
-        await anyio.sleep(0.05)
+        await anyio.sleep(0.1)
 
 
 class Death(NamedTuple):
     """What kills a server, what the hub makes of it, and the pod it happens to."""
 
-    kill: Callable[[Server], float]
+    kill: Callable[[Server], Awaitable[float]]
     reason: str
     spec: Obj
     traits: Mapping[str, Any] = MappingProxyType({})
     service: bool = False
 
 
-def evict(server: Server) -> float:
+async def evict(server: Server) -> float:
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": server.pod}}
     path = f"/api/v1/namespaces/{server.space}/pods/{server.pod}/eviction"
-    return server.fault("create", "--raw", path, "-f", "-", given=eviction)
+    return await server.fault("create", "--raw", path, "-f", "-", given=eviction)
 
 
-def delete(kind: str) -> Callable[[Server], float]:
+def delete(kind: str) -> Callable[[Server], Awaitable[float]]:
     return lambda server: server.fault(
         "delete", kind, server.pod, "-n", server.space, "--wait=false"
     )
@@ -241,83 +245,80 @@ DEATHS = {
 }
 
 
-@pytest.mark.parametrize("name", DEATHS)
+MakeChart = Callable[..., str]
+Story = Callable[[Faults], Awaitable[None]]
+
+
+async def at_once(faults: Faults, stories: Iterable[Story]) -> None:
+    """A few kinds of faults at a time, each with turns of its own: most of them wait."""
+    few = anyio.CapacityLimiter(3)
+
+    async def tell(story: Story) -> None:
+        async with few:
+            await story(Faults(faults.promise, faults.report))
+
+    async with anyio.create_task_group() as group:
+        for story in stories:
+            group.start_soon(tell, story)
+
+
 async def test_a_death_is_noticed_told_and_cleaned_up(
-    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: Callable[..., str], name: str
+    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: MakeChart
 ) -> None:
-    death = DEATHS[name]
-    pod = labelled(obj("Pod", spec=death.spec, connects=not death.service))
-    template = make_chart(pod=pod, **({"service": SERVICE} if death.service else {}))
-    async with server_of(kube, space, hub, f"d{list(DEATHS).index(name)}") as server:
-        told = await server.start(template, **death.traits)
-        for _ in faults(name):
-            assert not any("last server" in text for text in told[1:])
-            await server.buried(faults, death.kill(server), death.reason)
-            await server.tells(death.reason)
-            told = await server.start(template, **death.traits)  # without an administrator
-            assert re.match(f"Your last server ended: {death.reason}", told[0])
-        await server.user.stop_server()
-
-
-async def test_a_server_that_completed_is_no_failure(
-    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: Callable[..., str]
-) -> None:
-    template = make_chart(pod=obj("Pod", spec=pod_spec(), connects=True))
-    async with server_of(kube, space, hub, "completes") as server:
-        for _ in faults("it ends by itself, well"):
-            await server.start(template)
-            await server.buried(faults, server.end("exit 0"), r"Completed \(exit code 0\)")
-            page = await server.user.page(f"/user/{server.user.name}/")
-            assert "is not running" in page.text
-            assert "failed" not in page.text
-
-
-async def test_a_restart_in_place_is_told_and_kills_nothing(
-    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: Callable[..., str]
-) -> None:
-    template = make_chart(pod=obj("Pod", spec=pod_spec("OnFailure"), connects=True))
-    async with server_of(kube, space, hub, "restarts") as server:
-        for _ in faults("out of memory, restarted in place"):
-            await server.start(template)
-            before = server.names()
-            began = server.end(ONCE + USE_UP_MEMORY)
-            told = r"was restarted in place: OOMKilled \(exit code 137\), restart 1"
-            await server.logged(f"restarts {told}")
-            faults.saw("noticed after, in s", time.monotonic() - began)
-            assert "" in await server.user.servers()
-            assert server.names() == before
+    async def die(name: str, faults: Faults) -> None:
+        death = DEATHS[name]
+        pod = labelled(obj("Pod", spec=death.spec, connects=not death.service))
+        template = make_chart(pod=pod, **({"service": SERVICE} if death.service else {}))
+        async with server_of(kube, space, hub, f"d{list(DEATHS).index(name)}") as server:
+            told = await server.start(template, **death.traits)
+            for _ in faults(name):
+                assert not any("last server" in text for text in told[1:])
+                await server.buried(faults, await death.kill(server), death.reason)
+                await server.tells(death.reason)
+                told = await server.start(template, **death.traits)  # without an administrator
+                assert re.match(f"Your last server ended: {death.reason}", told[0])
             await server.user.stop_server()
-            again = await server.start(template)
-            assert re.match(f"Your last server {told}", again[0])
-            await server.user.stop_server()
+
+    async def complete(faults: Faults) -> None:
+        template = make_chart(pod=obj("Pod", spec=pod_spec(), connects=True))
+        async with server_of(kube, space, hub, "completes") as server:
+            for _ in faults("it ends by itself, well"):
+                await server.start(template)
+                began = await server.end("exit 0")
+                await server.buried(faults, began, r"Completed \(exit code 0\)")
+                page = await server.user.page(f"/user/{server.user.name}/")
+                assert "is not running" in page.text
+                assert "failed" not in page.text
+
+    await at_once(faults, [*(partial(die, name) for name in DEATHS), complete])
 
 
 async def test_a_hub_finds_a_server_that_died_meanwhile(
-    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: Callable[..., str]
+    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: MakeChart
 ) -> None:
     template = make_chart(pod=obj("Pod", spec=pod_spec(), connects=True))
     async with server_of(kube, space, hub, "meanwhile") as server:
         for _ in faults("its pod deleted while no hub runs"):
             await server.start(template)
             await hub.kill()
-            server.fault("delete", "pod", server.pod, "-n", space)
+            await server.fault("delete", "pod", server.pod, "-n", space)
             await hub.start()
             await server.until_stopped()
-            assert server.names() == server.kept
+            assert await server.names() == server.kept
             told = await server.start(template)
             assert told[0] == f"Your last server ended: Pod/{space}/{server.pod} was deleted"
             await server.user.stop_server()
 
 
 async def test_a_start_into_a_burial_waits_for_its_end(
-    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: Callable[..., str]
+    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: MakeChart
 ) -> None:
     template = make_chart(pod=obj("Pod", spec=pod_spec(), connects=True))
     async with server_of(kube, space, hub, "hurried") as server:
         await server.start(template)
         for _ in faults("a start while a dead server is removed"):
             before = kube.get("pod", space, server.pod)
-            server.fault("delete", "pod", server.pod, "-n", space, "--wait=false")
+            await server.fault("delete", "pod", server.pod, "-n", space, "--wait=false")
             told = await server.start(template)
             after = kube.get("pod", space, server.pod)
             assert before is not None
@@ -343,41 +344,72 @@ async def until_answers(user: HubUser) -> None:
 # -- servers that others replace or move ----------------------------------------------------------
 
 
-async def test_a_pod_that_its_controller_replaces_is_no_death(
-    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: Callable[..., str]
+async def test_a_server_that_is_restarted_or_replaced_is_not_dead(
+    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: MakeChart
 ) -> None:
-    template = make_chart(deployment=deployed(), service=SERVICE)
-    async with server_of(kube, space, hub, "replaced") as server:
-        await server.start(template, crash_loop_restarts=1)
-        for _ in faults("the pod of a Deployment deleted by hand"):
-            pods = kube.list("pods", space, "hub.jupyter.org/username=replaced")
-            name = pods[0]["metadata"]["name"]
-            began = server.fault("delete", "pod", name, "-n", space, "--wait=false")
-            await until_answers(server.user)
-            faults.saw("answered again after, in s", time.monotonic() - began)
-            assert "" in await server.user.servers()
-            assert "ended:" not in hub.log.read_text()[server._log :]
-        for _ in faults("the pod of a Deployment in a crash loop"):
-            await until_answers(server.user)
-            pods = kube.list("pods", space, "hub.jupyter.org/username=replaced")
-            alive = [p for p in pods if not p["metadata"].get("deletionTimestamp")]
-            began = server.end("exit 6", alive[0]["metadata"]["name"])
-            reason = r"Error \(exit code 6\), again after 1 restarts"
-            await server.buried(faults, began, reason)
-            await server.start(template, crash_loop_restarts=1)
-        await server.user.stop_server()
+    pod = make_chart(pod=obj("Pod", spec=pod_spec("OnFailure"), connects=True))
+    deployment = make_chart(deployment=deployed(), service=SERVICE)
 
+    async def pod_of(server: Server) -> str:
+        """The pod of a Deployment that is not going away."""
+        selector = f"hub.jupyter.org/username={server.user.name}"
+        found: list[str] = []
 
-async def test_a_controller_that_makes_no_pod_is_waited_for_in_vain(
-    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: Callable[..., str]
-) -> None:
-    template = make_chart(deployment=deployed(), service=SERVICE)
-    async with server_of(kube, space, hub, "scaled") as server:
-        for _ in faults("a Deployment scaled to nothing"):
-            await server.start(template, replacement_timeout=2)
-            began = server.fault("scale", f"deployment/{server.pod}", "--replicas=0", "-n", space)
-            reason = "no pod of the server runs: .*, for 2 s"
-            await server.buried(faults, began, reason)
+        async def there() -> list[str]:
+            pods = await anyio.to_thread.run_sync(kube.list, "pods", space, selector)
+            metas = [pod["metadata"] for pod in pods]
+            found[:] = [meta["name"] for meta in metas if not meta.get("deletionTimestamp")]
+            return found
+
+        await until(there)
+        return found[0]
+
+    async def restarted(faults: Faults) -> None:
+        async with server_of(kube, space, hub, "restarts") as server:
+            for _ in faults("out of memory, restarted in place"):
+                await server.start(pod)
+                before = await server.names()
+                began = await server.end(ONCE + USE_UP_MEMORY)
+                told = r"was restarted in place: OOMKilled \(exit code 137\), restart 1"
+                await server.logged(f"restarts {told}")
+                faults.saw("noticed after, in s", time.monotonic() - began)
+                assert "" in await server.user.servers()
+                assert await server.names() == before
+                await server.user.stop_server()
+                again = await server.start(pod)
+                assert re.match(f"Your last server {told}", again[0])
+                await server.user.stop_server()
+
+    async def replaced(faults: Faults) -> None:
+        async with server_of(kube, space, hub, "replaced") as server:
+            await server.start(deployment)
+            for _ in faults("the pod of a Deployment deleted by hand"):
+                name = await pod_of(server)
+                began = await server.fault("delete", "pod", name, "-n", space, "--wait=false")
+                assert await pod_of(server) != name
+                await until_answers(server.user)
+                faults.saw("answered again after, in s", time.monotonic() - began)
+                assert "" in await server.user.servers()
+                assert "replaced ended:" not in hub.log.read_text()
+            await server.user.stop_server()
+
+    async def crash_loop(faults: Faults) -> None:
+        async with server_of(kube, space, hub, "loops") as server:
+            for _ in faults("the pod of a Deployment in a crash loop"):
+                await server.start(deployment, crash_loop_restarts=1)
+                began = await server.end("exit 6", await pod_of(server))
+                reason = r"Error \(exit code 6\), again after 1 restarts"
+                await server.buried(faults, began, reason)
+
+    async def no_pod(faults: Faults) -> None:
+        async with server_of(kube, space, hub, "scaled") as server:
+            for _ in faults("a Deployment scaled to nothing"):
+                await server.start(deployment, replacement_timeout=2)
+                which = f"deployment/{server.pod}"
+                began = await server.fault("scale", which, "--replicas=0", "-n", space)
+                await server.buried(faults, began, "no pod of the server runs: .*, for 2 s")
+
+    await at_once(faults, [restarted, replaced, crash_loop, no_pod])
 
 
 @pytest.fixture
@@ -406,7 +438,7 @@ async def test_the_route_follows_an_address_that_changes(
     kube: Kube,
     space: str,
     faults: Faults,
-    make_chart: Callable[..., str],
+    make_chart: MakeChart,
     backends: list[str],
 ) -> None:
     """Any kind may be what the hub connects to: here one whose address a test can change."""
@@ -426,10 +458,11 @@ async def test_the_route_follows_an_address_that_changes(
             await until(said)
 
         await says("one")
+        to = 0
         for turn in faults("the address of the connection object changes"):
             to = turn % 2
             patch = json.dumps({"data": {"address": f"http://{backends[to]}:8888"}})
-            began = server.fault("patch", "configmap", server.pod, "-n", space, "-p", patch)
+            began = await server.fault("patch", "configmap", server.pod, "-n", space, "-p", patch)
             await says(["one", "two"][to])
             faults.saw("the proxy followed after, in s", time.monotonic() - began)
             assert "" in await server.user.servers()
@@ -437,24 +470,23 @@ async def test_the_route_follows_an_address_that_changes(
         await says(["one", "two"][to])
         assert "had invalid url" not in hub.log.read_text()[server._log :]
         await server.user.stop_server()
-        assert server.names() == server.kept
+        assert await server.names() == server.kept
 
 
 # -- lost nodes -----------------------------------------------------------------------------------
 
 
 class LostNode:
-    """A node without a kubelet: it answers while its lease is renewed, that is, as long as asked.
+    """A node without a kubelet: lost ten seconds after its last heartbeat, in this cluster.
 
     What a kubelet would write of its pod is written here.
     """
 
-    def __init__(self, kube: Kube, space: str, address: str) -> None:
+    def __init__(self, kube: Kube, space: str, address: str, name: str) -> None:
         self.kube, self.space, self.address = kube, space, address
-        self.name = f"{space}-lost"
-        self.alive = True
+        self.name = name
 
-    async def __aenter__(self) -> LostNode:
+    async def __aenter__(self) -> Self:
         taint = {"key": "e2e/lost", "effect": "NoSchedule"}
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name}}
         self.kube.create({**node, "spec": {"taints": [taint]}})
@@ -488,55 +520,53 @@ class LostNode:
         self.kube("patch", "pod", pod, *place)
 
 
-FOR_EVER = {"tolerations": [{"operator": "Exists"}]}
+FOR_EVER: Obj = {"tolerations": [{"operator": "Exists"}]}
 CASES = {
     # Nobody but us would ever give it up.
     "a node lost, its pod tolerates that": (FOR_EVER, "node .* does not answer, for 2 s"),
     # Kubernetes evicts it, after five seconds in this cluster.
-    "a node lost, Kubernetes evicts": ({}, "node .* does not answer"),
+    "a node lost, Kubernetes evicts": (Obj(), "node .* does not answer"),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
 async def test_a_server_on_a_lost_node(
-    hub: Hub,
-    kube: Kube,
-    space: str,
-    faults: Faults,
-    make_chart: Callable[..., str],
-    backends: list[str],
-    name: str,
+    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: MakeChart, backends: list[str]
 ) -> None:
-    spec, reason = CASES[name]
     elsewhere = make_chart(pod=obj("Pod", spec=pod_spec(), connects=True))
-    async with server_of(kube, space, hub, f"lost{list(CASES).index(name)}") as server:
-        for _ in faults(name):
-            async with LostNode(kube, space, backends[0]) as node:
-                lost = pod_spec(**spec, nodeName=node.name)
-                chart = make_chart(lost=obj("Pod", spec=lost, connects=True))
-                patience = 2 if spec else 300
-                asked = {"template_path": chart, "node_lost_timeout": patience}
-                await server.user.start_server(options=asked)
-                await node.run(server.pod)
-                await server.user.wait_ready()
-                began = server.fault("get", "node", node.name)  # no heartbeat from now on
-                await server.logged(f"{server.user.name}: node {node.name} does not answer")
-                faults.saw("Kubernetes says so after, in s", time.monotonic() - began)
-                assert "" in await server.user.servers()
-                await server.logged(f"{server.user.name} ended: {reason}")
-                faults.saw("given up after, in s", time.monotonic() - began)
-                await server.until_stopped()
-                held = f"Pod/{space}/{server.pod} is still on node {node.name}, which does not"
-                assert server.names() == [*server.kept, f"Pod/{server.pod}"]
-                await server.logged(held)
-                page = await server.user.page(f"/user/{server.user.name}/")
-                assert re.search(f"Your server ended: {reason}", page.text), page.text
-                # Its volume may still be in use: the next start says so at once, and why.
-                asking = time.monotonic()
-                with pytest.raises(ServerFailedError, match=held):
-                    await server.start(elsewhere)
-                faults.saw("the next start refused after, in s", time.monotonic() - asking)
-                told = await server.start(elsewhere, force_delete_lost_pods=True)
-                assert any("Applied" in text for text in told)
-                await server.user.stop_server()
-                assert server.names() == server.kept
+
+    async def lose(name: str, faults: Faults) -> None:
+        spec, reason = CASES[name]
+        user = f"lost{list(CASES).index(name)}"
+        async with server_of(kube, space, hub, user) as server:
+            for _ in faults(name):
+                async with LostNode(kube, space, backends[0], f"{space}-{user}") as node:
+                    lost = pod_spec(nodeName=node.name, **spec)
+                    chart = make_chart(lost=obj("Pod", spec=lost, connects=True))
+                    patience = 2 if spec else 300
+                    asked = {"template_path": chart, "node_lost_timeout": patience}
+                    await server.user.start_server(options=asked)
+                    await node.run(server.pod)
+                    await server.user.wait_ready()
+                    began = await server.fault("get", "node", node.name)  # its last heartbeat was
+                    await server.logged(f"{user}: node {node.name} does not answer")
+                    faults.saw("Kubernetes says so after, in s", time.monotonic() - began)
+                    assert "" in await server.user.servers()
+                    await server.logged(f"{user} ended: {reason}")
+                    faults.saw("given up after, in s", time.monotonic() - began)
+                    await server.until_stopped()
+                    held = f"Pod/{space}/{server.pod} is still on node {node.name}, which does not"
+                    assert await server.names() == [*server.kept, f"Pod/{server.pod}"]
+                    await server.logged(held)
+                    page = await server.user.page(f"/user/{user}/")
+                    assert re.search(f"Your server ended: {reason}", page.text), page.text
+                    # Its volume may still be in use: the next start says so at once, and why.
+                    asking = time.monotonic()
+                    with pytest.raises(ServerFailedError, match=held):
+                        await server.start(elsewhere)
+                    faults.saw("the next start refused after, in s", time.monotonic() - asking)
+                    told = await server.start(elsewhere, force_delete_lost_pods=True)
+                    assert any("Applied" in text for text in told)
+                    await server.user.stop_server()
+                    assert await server.names() == server.kept
+
+    await at_once(faults, [partial(lose, name) for name in CASES])
