@@ -219,7 +219,11 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             return
         grace = _NOW if now else self.delete_grace_period
         wait = grace if grace is not None else liveness.longest_grace(self._cluster(), record)
-        await self._remove(record, self.stop_timeout + wait, grace=grace)
+        try:
+            await self._remove(record, self.stop_timeout + wait, grace=grace)
+        except SpawnerError as error:  # which the hub drops unseen
+            self._warn("did not stop", error)
+            raise
         self._record = record.stopped()
 
     async def poll(self) -> int | None:

@@ -455,7 +455,9 @@ async def test_a_server_that_does_not_answer_is_removed(hub: FakeHub) -> None:
     assert hub.left() == KEPT
 
 
-async def test_a_stop_that_fails_names_what_stays(hub: FakeHub, fake: FakeApiServer) -> None:
+async def test_a_stop_that_fails_names_what_stays(
+    hub: FakeHub, fake: FakeApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
     hub.config.LightkubeTemplateSpawner.stop_timeout = 0.5
     user = hub.user()
     spawner = await hub.spawn(user)
@@ -465,6 +467,7 @@ async def test_a_stop_that_fails_names_what_stays(hub: FakeHub, fake: FakeApiSer
     fake.put(pod)
     with pytest.raises(RemovalIncomplete, match=rf"Pod/hub/{SLUG} .*example\.org/hold"):
         await spawner.stop()
+    assert "did not stop: still there" in caplog.text  # the hub itself drops the error unseen
     fake.remove("Pod", "hub", SLUG)
     await until(lambda: not hub.pods())
     await spawner.stop()
