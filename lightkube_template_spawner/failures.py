@@ -158,7 +158,7 @@ class Rules:
         Raises:
             ValueError: naming the row, the key and what belongs there.
         """
-        self.rows = _table(changes or {})
+        self.rows = _table({} if changes is None else changes)
 
     def match(self, symptom: Symptom) -> Rule | None:
         """The first rule that fits."""

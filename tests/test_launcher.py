@@ -16,7 +16,7 @@ import pytest
 
 from lightkube_template_spawner import applying as applying_module
 from lightkube_template_spawner import events as events_module
-from lightkube_template_spawner import liveness, patience
+from lightkube_template_spawner import failures, liveness, patience
 from lightkube_template_spawner import reflector as reflector_module
 from lightkube_template_spawner import removal as removal_module
 from lightkube_template_spawner.cluster import Cluster
@@ -29,6 +29,7 @@ from lightkube_template_spawner.errors import (
     SpawnerError,
     StartFailed,
     StartTimeout,
+    Unavailable,
     UnknownKind,
 )
 from lightkube_template_spawner.identity import DIGEST, OWNER, Identity, Policy
@@ -101,11 +102,18 @@ class World:
         *,
         before: Record | None = None,
         rules: Rules = RULES,
+        limits: failures.Rules | None = None,
         timeout: float = 5,
     ) -> Record:
         files = chart() if objects is None else objects
         launcher = Launcher(
-            self.cluster, identity, rules, ROUTE, log, lambda text, _: self.told.append(text)
+            self.cluster,
+            identity,
+            rules,
+            ROUTE,
+            log,
+            lambda text, _: self.told.append(text),
+            limits or failures.Rules(),
         )
         running = asyncio.create_task(self._run_pods())
         try:
@@ -767,6 +775,43 @@ async def test_adopting_a_running_server(world: World, fake: FakeApiServer) -> N
     await world.stop(record)
     with pytest.raises(StartFailed, match="Service/hub/s does not exist"):
         await launcher.adopt(lost, timeout=1)
+
+
+async def test_a_webhook_that_is_down_ends_the_start_in_its_rules_time(
+    world: World, fake: FakeApiServer
+) -> None:
+    message = 'Internal error occurred: failed calling webhook \\"w\\": connection refused'
+    body = f'{{"message": "{message}", "reason": "InternalError", "code": 500}}'
+    fault = text(500, body, "application/json")
+    fake.faults.append(replace(fault, method="PATCH", path="pods/s", times=9999))
+    limits = failures.Rules({"webhook-down": {"grace": 0.05}})
+    with pytest.raises(Unavailable, match=r"Pod/hub/s \(pod.yaml\) was refused: .*webhook"):
+        await world.launch(timeout=60, limits=limits)
+
+
+async def test_the_rules_hold_for_a_server_that_is_adopted(
+    world: World, fake: FakeApiServer, tmp_path: Path
+) -> None:
+    """A Deployment's, behind a Service: neither pod nor connection object says what is wrong."""
+    files = chart()
+    pod = files.pop("pod")
+    spec = {"selector": {"matchLabels": {"app": "s"}}, "template": pod}
+    files["pods"] = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "s"},
+                     "spec": spec}  # fmt: skip
+    with pytest.raises(StartTimeout):
+        await world.launch(files, timeout=1)
+    await world.cluster.aclose()
+    failing = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate",
+               "message": 'pods "s-1" is forbidden: exceeded quota: q'}  # fmt: skip
+    item = fake.find("Deployment", "hub", "s")
+    assert item is not None
+    fake.put({**item, "status": {"conditions": [failing]}})
+    new = Cluster(connect(tmp_path, transport=fake), ME.instance, log)
+    limits = failures.Rules({"quota": {"grace": 0.05}})
+    launcher = Launcher(new, ME, RULES, ROUTE, log, lambda text, _: None, limits)
+    with pytest.raises(StartFailed, match=r"Deployment/hub/s: FailedCreate: .*exceeded quota: q"):
+        await launcher.adopt(world.saved[-1], timeout=30)
+    await new.aclose()
 
 
 # Cut off

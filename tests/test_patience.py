@@ -149,3 +149,32 @@ def test_a_server_that_says_when_is_obeyed(asked: float | None, least: float, mo
     assert least <= asked_pause(Unavailable("later", retry_after=asked)) <= most
     assert asked_pause(Forbidden("no", retry_after=9)) == 0
     assert asked_pause(None) == 0
+
+
+# -- answers that get less time -------------------------------------------------------------------
+
+WEBHOOK = Unavailable("failed calling webhook", code=500)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_an_answer_may_be_worth_less_than_the_callers_time() -> None:
+    flaky = Flaky(WEBHOOK)
+    with pytest.raises(Unavailable, match="webhook"):  # noqa: SIM117
+        with within(60, lambda said: 0.05 if "webhook" in said else None):
+            await retried(flaky, log)
+    assert len(flaky.tries) > 1
+
+
+@pytest.mark.usefixtures("quick")
+async def test_its_time_begins_with_its_first() -> None:
+    flaky = Flaky(*[DOWN] * 40, WEBHOOK, DOWN, WEBHOOK, None)
+    with within(60, lambda said: 0.04 if "webhook" in said else None):
+        assert await retried(flaky, log) == "done"
+
+
+@pytest.mark.usefixtures("quick")
+async def test_an_inner_time_keeps_the_outer_limit() -> None:
+    with pytest.raises(Unavailable), within(60, lambda _: 0.02), within(50):
+        await retried(Flaky(DOWN), log)
+    with within(60):
+        assert await retried(Flaky(DOWN, DOWN, None), log) == "done"

@@ -54,6 +54,8 @@ PLACES: list[tuple[dict[str, Any], tuple[str, str]]] = [
     ({"imagePullSecrets": [{"name": "s"}]}, (SECRET, "s")),
     ({"serviceAccountName": "a"}, ("ServiceAccount", "a")),
     ({"serviceAccount": "a"}, ("ServiceAccount", "a")),
+    ({"resourceClaims": [{"resourceClaimName": "d"}]}, ("ResourceClaim", "d")),
+    ({"resourceClaims": [{"resourceClaimTemplateName": "d"}]}, ("ResourceClaimTemplate", "d")),
     ({"initContainers": [{"envFrom": [{"secretRef": {"name": "s"}}]}]}, (SECRET, "s")),
     ({"ephemeralContainers": [{"envFrom": [{"secretRef": {"name": "s"}}]}]}, (SECRET, "s")),
 ]

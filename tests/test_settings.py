@@ -152,6 +152,21 @@ def test_grace_is_the_templates_unless_told() -> None:
     assert configured(delete_grace_period=5).delete_grace_period == 5
 
 
+@pytest.mark.parametrize(("rules", "words"), [
+    ({"image": {"pattern": "("}}, r"failure_rules: rule 'image': pattern is '\('"),
+    ({"image": {"patience": 5}}, "failure_rules: rule 'image' has no key 'patience'"),
+    ("none", "failure_rules"),
+])  # fmt: skip
+def test_bad_failure_rules_are_refused(rules: object, words: str) -> None:
+    with pytest.raises(TraitError, match=words):
+        configured(failure_rules=rules)
+
+
+def test_failure_rules_are_kept_as_they_were_given() -> None:
+    given = {"unschedulable": {"grace": 300}, "queue": None}
+    assert configured(failure_rules=given).failure_rules == given
+
+
 def test_the_packaged_chart_is_found_inside_or_beside_the_package(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
