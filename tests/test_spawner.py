@@ -425,7 +425,7 @@ async def test_a_server_that_is_never_ready(hub: FakeHub) -> None:
     hub.config.LightkubeTemplateSpawner.k8s_timeout = 1
     with pytest.raises(hub_spawner.SpawnException, match=f"Pod/hub/{SLUG}") as caught:
         await hub.spawn(hub.user())
-    assert caught.value.reason == "timeout"
+    assert caught.value.reason == "unschedulable"  # no scheduler took notice of it
     assert hub.left() - theirs == KEPT
 
 
@@ -860,7 +860,7 @@ def reasons() -> list[Any]:
         ),
         pytest.param(
             lambda hub, fake: fake.faults.append(replace(quota, method="PATCH", times=9)),
-            "cluster", "exceeded quota: q", id="quota",
+            "quota", "exceeded quota: q", id="quota",
         ),
         pytest.param(
             lambda hub, fake: setattr(
