@@ -14,6 +14,7 @@ from lightkube_template_spawner.errors import ClusterError, Forbidden
 from lightkube_template_spawner.identity import WAIT
 from lightkube_template_spawner.manifests import Plan
 from lightkube_template_spawner.rights import Needs, Place
+from lightkube_template_spawner.together import each
 
 _EFFECT = 5.0  # seconds until every API server knows a new binding
 _PAUSE = 0.1
@@ -103,17 +104,16 @@ class Access:
         return Forbidden(head + rights.explain(missing, account), code=403, reason="Forbidden")
 
     async def _watch(self, places: Mapping[Place, bool]) -> None:
-        stores = {
-            place: self._cluster.reflector(place[0], place[1] or None, full=full)
-            for place, full in places.items()
-        }
-        for place, store in stores.items():
-            try:
-                await store.sync()
-            except Forbidden:
-                # Allowed when it was asked last: what else was taken away with it?
-                self._cluster.rights.forget([place[1]])
-                missing = await self._missing(dict.fromkeys(places, rights.LOOK))
-                if missing:
-                    raise await self._refusal(missing, "Nothing was created: ") from None
-                raise
+        async def watch(place: Place) -> None:
+            kind, namespace = place
+            await self._cluster.watch(kind, namespace or None, full=places[place])
+
+        try:
+            await each(watch, places)
+        except Forbidden:
+            # Allowed when it was asked last: what else was taken away with it?
+            self._cluster.rights.forget()
+            missing = await self._missing(dict.fromkeys(places, rights.LOOK))
+            if missing:
+                raise await self._refusal(missing, "Nothing was created: ") from None
+            raise

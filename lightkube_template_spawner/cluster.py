@@ -36,6 +36,7 @@ from lightkube_template_spawner.rights import Rights
 from lightkube_template_spawner.together import each
 
 T = TypeVar("T")
+Key = tuple[Kind, str | None, bool]  # kind, namespace (None: all), whether objects are kept whole
 
 _WRITES_IN_FLIGHT = 8
 # No object ever has it, so an apply that carries it can only create.
@@ -97,7 +98,10 @@ class Cluster:
         self._log = log
         self._selector = hub_selector(instance)
         self._writes = anyio.CapacityLimiter(_WRITES_IN_FLIGHT)
-        self._reflectors: dict[tuple[Kind, str | None, bool], Reflector] = {}
+        self._reflectors: dict[Key, Reflector] = {}
+        # Kinds that one watch follows in all namespaces, with those that are ours to look at: a hub
+        # of the same instance name elsewhere has objects of the same owners.
+        self._wide: dict[Kind, set[str]] = {}
         self._one_by_one: set[Kind] = set()  # we may not delete collections of these
         self._feeds: dict[str, EventFeed] = {}
         self._wanted: asyncio.Queue[Reflector] = asyncio.Queue()
@@ -125,7 +129,10 @@ class Cluster:
     def reflector(self, kind: Kind, namespace: str | None, *, full: bool = False) -> Reflector:
         """The shared store of a kind in a namespace; opened at the first call."""
         full = (full or kind.kind in _WITH_STATUS) and kind.kind != "Secret"
-        scope = namespace if kind.namespaced else None
+        within = self._wide.get(kind)
+        if within is not None and namespace:
+            within.add(namespace)
+        scope = namespace if kind.namespaced and within is None else None
         full = full or (kind, scope, True) in self._reflectors  # one that keeps more is there
         key = (kind, scope, full)
         if key not in self._reflectors:
@@ -138,10 +145,36 @@ class Cluster:
                 log=self._log,
                 slim=not full,
             )
+            self._reflectors[key].within = within
             if str(kind) == NAMESPACE:
                 self._reflectors[key].on_gone = lambda live: self.leave(live.meta.name)
             self._wanted.put_nowait(self._reflectors[key])
         return self._reflectors[key]
+
+    async def watch(self, kind: Kind, namespace: str | None, *, full: bool = False) -> Reflector:
+        """The same once it is filled; one for all namespaces, where that is allowed.
+
+        A hub with one namespace has no use for that. The second one is when it is asked.
+
+        Raises:
+            Forbidden, NotFound: the API server refuses it.
+        """
+        unsettled = kind.namespaced and not self.rights.is_settled(kind)
+        others = unsettled and {space for _, space, _ in self._narrow(kind)} - {namespace}
+        if others and await self.rights.everywhere(kind):
+            self._wide.setdefault(kind, set())
+        narrow = self._narrow(kind) if kind in self._wide else []
+        store = self.reflector(kind, namespace, full=full or any(whole for _, _, whole in narrow))
+        self._wide.get(kind, set()).update(space for _, space, _ in narrow)
+        await store.sync()
+        for key in narrow:
+            if key in self._reflectors and self._reflectors[key].synced:  # nobody waits for it
+                self._reflectors.pop(key).close()
+        return store
+
+    def _narrow(self, kind: Kind) -> list[tuple[Kind, str, bool]]:
+        """The stores of a kind that are open for one namespace each."""
+        return [(kind, key[1], key[2]) for key in self._reflectors if key[0] == kind and key[1]]
 
     def events(self, namespace: str) -> EventFeed:
         """The events of a namespace, watched only while somebody listens."""
@@ -153,6 +186,8 @@ class Cluster:
         """Close what watches a namespace that is gone, and forget what we were allowed in it."""
         for key in [key for key in self._reflectors if key[1] == namespace]:
             self._reflectors.pop(key).close()
+        for within in self._wide.values():
+            within.discard(namespace)
         if namespace in self._feeds:
             self._feeds.pop(namespace).close()
         self.rights.forget([namespace])

@@ -271,7 +271,7 @@ class Launcher:
         for kind in await self.cluster.discovery.named(record.kinds):
             if kind.group == "apps":
                 for namespace in record.kinds[str(kind)]:
-                    await self.cluster.reflector(kind, namespace, full=True).sync()
+                    await self.cluster.watch(kind, namespace, full=True)
 
 
 def _waits(item: Planned) -> bool:

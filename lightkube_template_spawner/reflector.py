@@ -194,15 +194,21 @@ class Reflector:
         self._attempt = asyncio.Event()  # set, and replaced, after each attempt to list
         self._hurry = asyncio.Event()
         self._scope = anyio.CancelScope()
+        self.within: set[str] | None = None  # namespaces that it shows, of all that it watches
         self.on_gone: Callable[[Live], None] = lambda _: None
 
     def get(self, namespace: str, name: str) -> Live | None:
         """The object, as far as the store knows."""
-        return self._store.get((namespace, name))
+        return self._store.get((namespace, name)) if self._shows(namespace) else None
 
     def of_owner(self, owner: str) -> Iterator[Live]:
         """This owner's objects."""
-        yield from self._owners.get(owner, {}).values()
+        for live in self._owners.get(owner, {}).values():
+            if self._shows(live.meta.namespace):
+                yield live
+
+    def _shows(self, namespace: str) -> bool:
+        return self.within is None or namespace in self.within
 
     def __len__(self) -> int:
         return len(self._store)
@@ -228,7 +234,6 @@ class Reflector:
     def close(self) -> None:
         """End the watch: the namespace is gone, and with it what the store knew."""
         self.error = NotFound(f"namespace {self.namespace!r} is gone", code=404)
-        self._synced = False
         for live in list(self._store.values()):
             self._forget(live)
         self._attempted()

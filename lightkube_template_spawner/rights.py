@@ -121,6 +121,10 @@ class Rights:
                         self._look_for_events(rules, events)
         return self._without(needs)
 
+    def is_settled(self, kind: Kind) -> bool:
+        """Whether ``everywhere`` was answered before."""
+        return kind in self._everywhere
+
     async def everywhere(self, kind: Kind) -> bool:
         """Whether we may watch a kind in all namespaces at once; asked once."""
         if kind not in self._everywhere:

@@ -109,7 +109,45 @@ async def test_rights_that_come_with_the_namespace(world: World, fake: FakeApiSe
         await world.stop(await launch(world, identity))
         assert fake.find("PersistentVolumeClaim", space(identity), "home")
     reviews = [s.body["spec"]["namespace"] for s in fake.requests if "rulesreviews" in s.path]
-    assert sorted(reviews) == ["-", *[space(ME)] * 2, *[space(YOU)] * 2]
+    assert [name for name in reviews if name != "-"] == [*[space(ME)] * 2, *[space(YOU)] * 2]
+    # Once for namespaces themselves, and once for each kind that a second namespace has too.
+    assert reviews.count("-") == 1 + 6
+
+
+async def test_where_it_is_allowed_one_watch_sees_every_namespace(
+    world: World, fake: FakeApiServer
+) -> None:
+    fake.rules, fake.roles = [rule("*", "*")], {}
+    for number in range(1, 5):
+        await launch(world, Identity("i", f"user{number}", userid=number))
+    kinds = [str(store.kind) for store in world.cluster.stores()]
+    assert len(kinds) == len({*kinds}) == 7
+    assert fake.count("GET .*/namespaces/own-1/pods$") == 1
+    assert fake.count("GET .*/own-[234]/(pods|secrets|services)$") == 0
+    assert fake.count("GET /api/v1/pods$") == fake.count("WATCH /api/v1/pods$") == 1
+    await asyncio.sleep(0.02)
+    assert not [watch for watch in fake.watches if "own-" in watch.seen.path
+                and "events" not in watch.seen.path]  # fmt: skip
+
+
+async def test_a_namesake_elsewhere_is_not_seen_by_a_watch_of_all_namespaces(
+    world: World, fake: FakeApiServer
+) -> None:
+    """Two hubs of one instance name in different namespaces: neither clears the other's away."""
+    fake.rules, fake.roles = [rule("*", "*")], {}
+    await launch(world, YOU)
+    record = await launch(world)
+    fake.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "theirs"}})
+    pod = fake.find("Pod", space(ME), "s")
+    assert pod is not None
+    labels = pod["metadata"]["labels"]
+    fake.put({**pod, "metadata": {"name": "s", "namespace": "theirs", "labels": labels}})
+    await asyncio.sleep(0.05)
+    assert {live.meta.namespace for live in world.cluster.objects_of(ME.owner)} == {"", space(ME)}
+    assert world.cluster.known("v1/Pod", "theirs", "s") is None
+    await world.stop(record)
+    await world.stop(await launch(world))
+    assert fake.find("Pod", "theirs", "s")
 
 
 async def test_a_removed_user_leaves_no_namespace_no_watch_and_the_others_alone(
