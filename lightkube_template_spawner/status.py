@@ -145,7 +145,8 @@ def restarts(pod: Live) -> tuple[int, Ended | None]:
 
 def running(pod: Live) -> bool:
     """Whether the server's process runs, ready or too busy to say so, as far as anybody knows."""
-    alive = "running" in (_server_status(pod).get("state") or {})
+    alive = (pod.get("status") or {}).get("phase") == "Running"
+    alive = alive and "running" in (_server_status(pod).get("state") or {})
     return alive and not pod["metadata"].get("deletionTimestamp") and not unreachable(pod)
 
 

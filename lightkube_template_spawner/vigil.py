@@ -108,11 +108,11 @@ class Vigil:
                 await self._wait(_AGAIN)
             elif await spawner.poll_and_notify() is not None:
                 return
-            elif seen is not None:
+            else:
                 await self._wait(min(again, self._remaining(seen)))
                 again = min(2 * again, _AGAIN)
 
-    def _remaining(self, seen: Ended | Missing | Silent) -> float:
+    def _remaining(self, seen: Ended | Missing | Silent | None) -> float:
         """Seconds until patience ends, or until it is worth to ask again."""
         if self._silent_since is None or not isinstance(seen, Silent) or not seen.patience:
             return _AGAIN

@@ -16,7 +16,7 @@ from lightkube_template_spawner import patience
 from lightkube_template_spawner import reflector as reflector_module
 from lightkube_template_spawner import removal as module
 from lightkube_template_spawner.cluster import Cluster
-from lightkube_template_spawner.errors import RemovalIncomplete
+from lightkube_template_spawner.errors import NodeLost, RemovalIncomplete
 from lightkube_template_spawner.identity import Identity, Policy
 from lightkube_template_spawner.record import Connection, Record
 from lightkube_template_spawner.removal import Removal
@@ -167,7 +167,7 @@ async def test_a_finalizer_is_named(fake: FakeApiServer, cluster: Cluster, watch
     assert left(fake) == {"Secret/s", "PersistentVolumeClaim/s"}
 
 
-async def test_a_pod_on_a_lost_node_is_named(fake: FakeApiServer, cluster: Cluster) -> None:
+async def test_a_pod_that_stays_is_named(fake: FakeApiServer, cluster: Cluster) -> None:
     server(fake)
     await watch(cluster)
     fake.controllers = False
@@ -403,3 +403,70 @@ async def test_a_purge_leaves_no_new_watches(fake: FakeApiServer, cluster: Clust
     await purge(cluster)
     await asyncio.sleep(0.02)
     assert not fake.watches
+
+
+# Pods on a node that does not answer
+
+
+LOST = {"conditions": [{"type": "Ready", "status": "False"},
+                       {"type": "ContainersReady", "status": "True"}]}  # fmt: skip
+HELD = r"^Pod/hub/s is still on node node, which does not answer: .*kubectl delete pod s -n hub"
+
+
+def lose_node(fake: FakeApiServer) -> None:
+    """Nobody tells that the pod is gone."""
+    server(fake)
+    fake.put(manifest("Pod", "s", spec={"nodeName": "node"}, status=LOST))
+    fake.controllers = False
+
+
+async def test_a_pod_on_a_lost_node_is_not_waited_for(
+    fake: FakeApiServer, cluster: Cluster
+) -> None:
+    lose_node(fake)
+    await watch(cluster)
+    with pytest.raises(NodeLost, match=HELD):
+        await stop(cluster, timeout=30)
+    # Its process may still run: what confines it stays.
+    assert left(fake) == {"Pod/s", "NetworkPolicy/s", "PersistentVolumeClaim/s"}
+
+
+async def test_a_node_that_is_lost_meanwhile(fake: FakeApiServer, cluster: Cluster) -> None:
+    server(fake)
+    fake.controllers = False
+    await watch(cluster)
+    stopping = asyncio.create_task(stop(cluster, timeout=30))
+    await asyncio.sleep(0.05)
+    pod = fake.find("Pod", "hub", "s")
+    assert pod is not None
+    fake.put({**pod, "status": LOST})
+    with pytest.raises(NodeLost, match=HELD):
+        await stopping
+
+
+async def test_what_else_stays_is_named_beside(fake: FakeApiServer, cluster: Cluster) -> None:
+    lose_node(fake)
+    hold = manifest("Secret", "held")
+    hold["metadata"]["finalizers"] = [HOLD]
+    fake.put(hold)
+    await watch(cluster)
+    with pytest.raises(RemovalIncomplete, match=rf"{HELD}.*Secret/hub/held \(held by {HOLD}\)"):
+        await stop(cluster, timeout=0.2)
+
+
+async def test_a_lost_pod_is_deleted_by_force_where_told_to(
+    fake: FakeApiServer, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    lose_node(fake)
+    await watch(cluster)
+
+    def force(seen: Any, when: str) -> None:
+        now = (seen.body or {}).get("gracePeriodSeconds") == 0
+        if (seen.method, when, now) == ("DELETE", "handled", True):
+            fake.remove("Pod", "hub", "s")
+
+    fake.on_request = force
+    await Removal(cluster, log, force_lost=True).stop(RECORD, LIFECYCLE, timeout=30)
+    assert left(fake) == {"PersistentVolumeClaim/s"}
+    assert fake.count("DELETE .*/pods/s$") == 1
+    assert "Deleting Pod/hub/s by force: node node does not answer" in caplog.text

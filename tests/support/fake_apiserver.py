@@ -809,6 +809,8 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
                     self._remove(self._served(group, plural), inner)
         if self.controllers:
             self._soon(lambda: self._collect(uid))
+            if served.kind == "Pod":
+                self._soon(self._slices)
 
     def _collect(self, owner: str) -> None:
         for (group, plural), store in list(self._stores.items()):
@@ -851,15 +853,19 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
                 f"{k}={v}" for k, v in (_at(service, ("spec", "selector")) or {}).items()
             )
             ready = [pod for pod in pods if selector and _selects(selector, pod) and _ready(pod)]
-            if ready:
+            if ready or self._slice_of(service):
                 self._slice(service, [pod["status"]["podIP"] for pod in ready])
+
+    def _slice_of(self, service: Obj) -> Obj | None:
+        metadata = service["metadata"]
+        return self.find("EndpointSlice", metadata["namespace"], f"{metadata['name']}-x7k2p")
 
     def _slice(self, service: Obj, addresses: list[str]) -> None:
         metadata = service["metadata"]
         name, space = metadata["name"], metadata["namespace"]
         owner = {"kind": "Service", "name": name, "uid": metadata["uid"], "controller": True}
-        endpoints = [{"addresses": addresses, "conditions": {"ready": True}}]
-        known = self.find("EndpointSlice", space, f"{name}-x7k2p")
+        endpoints = [{"addresses": addresses, "conditions": {"ready": True}}] if addresses else []
+        known = self._slice_of(service)
         if known is None or known["endpoints"] != endpoints:
             self.put({
                 "apiVersion": "discovery.k8s.io/v1",
