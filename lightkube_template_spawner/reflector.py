@@ -191,6 +191,7 @@ class Reflector:
         self._version: str | None = None
         self._synced = False
         self._listed = -math.inf
+        self._heard = 0  # events of the watch at hand
         self._attempt = asyncio.Event()  # set, and replaced, after each attempt to list
         self._hurry = asyncio.Event()
         self._scope = anyio.CancelScope()
@@ -247,9 +248,9 @@ class Reflector:
     async def _run(self) -> None:
         delay = _BACKOFF[0]
         while True:
-            began, events = time.monotonic(), 0
+            began, self._heard = time.monotonic(), 0
             try:
-                events = await self._watch()
+                await self._watch()
             except Expired as error:
                 self._lost(error)
                 if time.monotonic() - self._listed > _HOT:
@@ -269,7 +270,7 @@ class Reflector:
             if self.error is None and lasted:
                 delay = _BACKOFF[0]
                 continue
-            if lasted or events:
+            if lasted or self._heard:
                 delay = _BACKOFF[0]
             jittered = delay * random.uniform(0.5, 1.0)  # noqa: S311
             await self._pause(max(jittered, asked_pause(self.error)))
@@ -329,8 +330,8 @@ class Reflector:
             self._changes.notify_all()
         self._attempted()
 
-    async def _watch(self) -> int:
-        """List if need be, then follow the change stream until it ends; how many events came."""
+    async def _watch(self) -> None:
+        """List if need be, then follow the change stream until it ends."""
         if self._version is None:
             await self._list()
         params = {
@@ -341,7 +342,6 @@ class Reflector:
             "timeoutSeconds": str(random.randint(*_WATCH_SECONDS)),  # noqa: S311 - spread load
         }
         accept = METADATA if not self.full else "application/json"
-        events = 0
         began = time.monotonic()
         try:
             async with self._api.stream(
@@ -350,13 +350,12 @@ class Reflector:
                 async for line in lines:
                     if line:
                         self._handle(msgspec.json.decode(line, type=_Event))
-                        events += 1
+                        self._heard += 1
         except ClusterError:
-            if events == 0 and time.monotonic() - began >= self._idle:
+            if self._heard == 0 and time.monotonic() - began >= self._idle:
                 # Silence from the start: perhaps a position the server will never reach.
                 self._version = None
             raise
-        return events
 
     def _handle(self, event: _Event) -> None:
         if event.type == "ERROR":
