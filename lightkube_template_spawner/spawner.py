@@ -28,6 +28,7 @@ from lightkube_template_spawner import (
     failures,
     liveness,
     names,
+    parting,
     renderer,
     startup,
     values,
@@ -99,6 +100,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         self._mask = Mask({})
         super().__init__(**kwargs)
         self._inherit_kubespawner_settings()
+        startup.when_hub_has_started(LightkubeTemplateSpawner)
 
     @default("env_keep")
     def _default_env_keep(self) -> list[str]:
@@ -160,6 +162,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         began = time.monotonic()
         try:
             with self._explaining():
+                parting.check_start(self)
                 launcher = await self._launcher()
                 log.tell("Rendering the template", 2)
                 documents = await self._rendered(launcher.identity)
@@ -306,6 +309,10 @@ class LightkubeTemplateSpawner(Settings, Spawner):
 
         The hub forgets the user whatever happens here, so it is tried more than once.
         """
+        with parting.removal(self):
+            await self._purge_patiently()
+
+    async def _purge_patiently(self) -> None:
         for attempt in range(1, _PURGE_TRIES + 1):
             try:
                 await self._purge()
@@ -657,6 +664,3 @@ def _plain(section: Mapping[str, Any]) -> dict[str, Any]:
         except (TypeError, ValueError):
             continue
     return plain
-
-
-startup.when_hub_has_started(LightkubeTemplateSpawner)

@@ -28,6 +28,7 @@ from lightkube_template_spawner import reflector as reflector_module
 from lightkube_template_spawner import removal as removal_module
 from lightkube_template_spawner import renderer as renderers
 from lightkube_template_spawner import spawner as spawner_module
+from lightkube_template_spawner import vigil
 from lightkube_template_spawner.cluster import shared
 from lightkube_template_spawner.errors import RemovalIncomplete, Unavailable
 from lightkube_template_spawner.identity import Identity
@@ -545,7 +546,7 @@ async def test_polls_of_a_new_hub_cost_one_list(hub: FakeHub, fake: FakeApiServe
     answers = await asyncio.gather(*(hub.check(hub.user(name)) for name in names))
     assert answers == [None] * 8
     assert fake.count("GET .*/pods$") == 1
-    assert len(fake.requests) <= 5
+    assert len(fake.requests) <= 6  # discovery, pods, and the events of what is adopted
 
 
 async def test_a_death_is_noticed_at_once_and_told_once(hub: FakeHub, fake: FakeApiServer) -> None:
@@ -718,19 +719,24 @@ async def test_a_node_that_answers_again_ends_nothing(
     assert hub.left() == RUNNING
 
 
-async def test_the_route_follows_the_server(hub: FakeHub, fake: FakeApiServer) -> None:
+async def test_the_route_follows_the_server(
+    hub: FakeHub, fake: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     routes: list[str] = []
 
     class Proxy:
         async def add_user(self, user: User, name: str) -> None:
             routes.append(user.spawners[name].server.host)
+            if len(routes) == 1:
+                raise OSError("the proxy is restarted")
 
+    monkeypatch.setattr(vigil, "_AGAIN", 0.05)
     hub.settings["proxy"] = Proxy()
     spawner = await hub.spawn(hub.user())
     now(fake, podIP="10.1.2.3")
     url = f"http://10.1.2.3:{hub.port}"
     await until(lambda: saved(hub)[STATE]["url"] == url)
-    assert routes == [url]
+    assert routes == [url, url]
     assert hub.db.query(orm.Server).one().ip == "10.1.2.3"
     assert spawner.ready
 
@@ -1036,6 +1042,37 @@ async def test_a_deletion_that_fails_for_good(
 async def test_deleting_a_user_who_never_had_a_server(hub: FakeHub, fake: FakeApiServer) -> None:
     await hub.user().delete_spawners()
     assert fake.count("DELETE") == 0
+
+
+async def test_a_user_is_not_removed_while_a_named_server_runs(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    user = hub.user()
+    await hub.spawn(user, "gpu")
+    before = hub.left()
+    with pytest.raises(RemovalIncomplete, match=f"{ADA}:gpu is active; stop it"):
+        await user.spawner.delete_forever()
+    assert hub.left() == before
+    await hub.stop(user, "gpu")
+    await user.delete_spawners()
+    assert hub.left() == set()
+
+
+async def test_nothing_starts_while_the_user_is_removed(hub: FakeHub, fake: FakeApiServer) -> None:
+    user = hub.user()
+    await hub.spawn(user)
+    await hub.stop(user)
+    removal: list[asyncio.Task[None]] = []
+
+    def start(request: Seen, moment: str) -> None:
+        if request.method == "DELETE" and not removal:
+            removal.append(asyncio.ensure_future(hub.spawn(user, "gpu")))  # type: ignore[arg-type]
+
+    hub.hooks.append(start)
+    await user.delete_spawners()
+    with pytest.raises(Exception, match="is being removed: try again in a moment"):
+        await removal[0]
+    assert hub.left() == set()
 
 
 # -- identity -------------------------------------------------------------------------------------

@@ -75,7 +75,6 @@ class Clicks:
             "eventlog": SimpleNamespace(emit=lambda **event: None),
             "log": log,
             "slow_spawn_timeout": 0,
-            "slow_stop_timeout": 0,
             "allow_invalid_named_server_start": True,
         }
 

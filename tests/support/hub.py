@@ -92,6 +92,35 @@ class LocalHub:
         self.open_cluster()
         self.boot()
 
+    async def end(self, *, killed: bool) -> None:
+        """The process ends in the middle of all that it does, and another one starts.
+
+        Killed: nothing of it runs on, and what it had not committed is lost. Otherwise its tasks
+        are cancelled, as a hub does that is told to end, and have their say.
+        """
+        if killed:
+            self.db.rollback()
+        known = _raw(self.db.get_bind()).serialize()
+        self.quiet()
+        own = asyncio.current_task()
+        while others := {  # the users' servers live on
+            task
+            for task in asyncio.all_tasks()
+            if task is not own and "loopback" not in repr(task.get_coro())
+        }:
+            for task in others:
+                task.cancel()
+            done, _ = await asyncio.wait(others, timeout=0.1)
+            for task in done:
+                _ = task.cancelled() or task.exception()
+        await self.close_cluster()
+        self.db.rollback()
+        if killed:
+            _raw(self.db.get_bind()).deserialize(known)
+        self.db.expunge_all()
+        self.open_cluster()
+        self.boot()
+
     def quiet(self) -> None:
         for user in self.users.values():
             for spawner in user.spawners.values():
