@@ -15,6 +15,8 @@ def __getattr__(name: str) -> Any:
     """Load the spawner when asked for: the Helm worker imports this package without JupyterHub."""
     if name == "LightkubeTemplateSpawner":
         from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
+        from lightkube_template_spawner.startup import when_hub_has_started
 
+        when_hub_has_started(LightkubeTemplateSpawner)
         return LightkubeTemplateSpawner
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

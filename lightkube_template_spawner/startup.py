@@ -1,7 +1,10 @@
-"""What is done once when the hub that uses the spawner has started: orphans go to its log.
+"""What is done once when the hub that uses the spawner has started.
+
+Stops that the former hub did not finish are finished, and orphans go to the log.
 
 JupyterHub has no hook for this, and at its start it makes spawners only for servers that run. But
-it loads the spawner's class inside its event loop, before anything else of ours can happen.
+it looks the spawner's class up inside its event loop when it reads its configuration, and that is
+what `lightkube_template_spawner.__getattr__` and the class itself tell this module.
 """
 
 from __future__ import annotations
@@ -18,45 +21,90 @@ from sqlalchemy import Text, literal_column, select
 from lightkube_template_spawner.cluster import shared
 from lightkube_template_spawner.errors import SpawnerError
 from lightkube_template_spawner.orphans import Known, Server
+from lightkube_template_spawner.record import STATE, Record
 from lightkube_template_spawner.settings import Settings
 from lightkube_template_spawner.sweep import Found, Sweep
+from lightkube_template_spawner.together import each
 
-_PATIENCE = 5.0  # seconds between two looks at whether the hub has started
+_PATIENCE = 1.0  # seconds between two looks at whether the hub has started
 _PAGE = 200  # users read at once: the hub's loop must not wait for more
 _SHOWN = 20
+_seen: list[Any] = []  # hubs of this process
 _running: set[asyncio.Task[None]] = set()  # the loop itself holds no reference
 
 
 def when_hub_has_started(spawner_class: type[Settings]) -> None:
-    """Report orphans as soon as the hub of this process has started, if it uses the class."""
+    """Finish stops and report orphans once this process's hub has started, if it uses the class."""
     hub = getattr(sys.modules.get("jupyterhub.app"), "JupyterHub", None)
+    if hub is None or not hub.initialized() or hub.instance() in _seen:
+        return
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return
-    if hub is None or not hub.initialized():
-        return
     app = hub.instance()
+    _seen.append(app)
 
     def check() -> None:
         if app.http_server is None:
             loop.call_later(_PATIENCE, check)
         elif issubclass(app.spawner_class, spawner_class):
-            task = loop.create_task(_report(app))
+            task = loop.create_task(_begin(app))
             _running.add(task)
             task.add_done_callback(_running.discard)
 
     loop.call_later(_PATIENCE, check)
 
 
-async def _report(app: Any) -> None:
+async def _begin(app: Any) -> None:
     try:
+        await finish_stops(app)
         settings: Settings = app.spawner_class(config=app.config)  # for its traits only
         if settings.report_orphans:
             await report(settings, app.db, app.log)
     except Exception as error:
         expected = isinstance(error, SpawnerError | OSError)
-        app.log.warning("Orphans were not looked for: %s", error, exc_info=not expected)
+        app.log.warning(
+            "What a former hub left was not looked for: %s", error, exc_info=not expected
+        )
+
+
+async def finish_stops(app: Any) -> None:
+    """Remove what is left of servers that a former hub began to stop.
+
+    A hub that is told to end, or whose stop fails, notes the server as stopped all the same; the
+    record then still says that it lives.
+    """
+    text = literal_column("spawners.state", Text)
+    rows = app.db.execute(
+        select(orm.Spawner.user_id, orm.Spawner.name, text).where(
+            orm.Spawner.server_id.is_(None), text.contains('"live": true')
+        )
+    )
+    unfinished = [row[:2] for row in rows if _lives(json.loads(row[2]))]
+
+    async def finish(server: tuple[int, str]) -> None:
+        user, name = server
+        spawner = app.users[user].spawners[name]
+        if spawner.active:
+            return  # a start clears what is left by itself
+        spawner._check_pending = True  # as the hub itself keeps starts away from what it checks
+        try:
+            app.log.warning("Finishing the stop of %s", spawner._log_name)
+            await spawner.stop()
+            spawner.orm_spawner.state = spawner.get_state()
+            app.db.commit()
+        except SpawnerError as error:
+            app.log.warning("%s was not removed: %s", spawner._log_name, error)
+        finally:
+            spawner._check_pending = False
+
+    await each(finish, unfinished)
+
+
+def _lives(state: dict[str, Any]) -> bool:
+    record = Record.from_state(state.get(STATE))
+    return record is not None and record.live
 
 
 async def report(settings: Settings, db: Any, log: logging.Logger) -> Found:

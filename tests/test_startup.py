@@ -6,6 +6,7 @@ import asyncio
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from jupyterhub import orm
@@ -14,7 +15,7 @@ from lightkube_template_spawner import startup
 from lightkube_template_spawner.identity import Policy
 from lightkube_template_spawner.orphans import Known
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
-from tests.support.fake_apiserver import FakeApiServer
+from tests.support.fake_apiserver import FakeApiServer, Fault, Seen
 from tests.support.hub import INSTANCE, FakeHub, running_hub
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
 
@@ -84,3 +85,60 @@ async def test_outside_a_hub_the_class_is_just_a_class() -> None:
     startup.when_hub_has_started(LightkubeTemplateSpawner)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
+
+
+CHART = """
+apiVersion: v1
+kind: Secret
+metadata: {name: first, annotations: {kubetemplatespawner/lifecycle: server-stopped}}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: first
+  annotations:
+    kubetemplatespawner/lifecycle: server-stopped
+    kubetemplatespawner/connection: "true"
+spec: {containers: [{name: a, image: b}]}
+"""
+
+
+async def test_a_stop_that_a_hub_could_not_finish_is_finished_by_the_next(
+    fake: FakeApiServer, tmp_path: Path
+) -> None:
+    chart = tmp_path / "chart"
+    (chart / "templates").mkdir(parents=True)
+    (chart / "Chart.yaml").write_text("apiVersion: v2\nname: c\nversion: 0.0.0\n")
+    (chart / "templates" / "all.yaml").write_text(CHART)
+    async with running_hub(fake, tmp_path, chart) as hub:
+        user = hub.user(ME.username)
+        await hub.spawn(user)
+        reached = asyncio.Event()
+
+        def secrets_are_deleted(seen: Seen, moment: str) -> None:
+            if seen.method == "DELETE" and "/secrets" in seen.path and moment == "arrived":
+                reached.set()
+
+        hub.hooks.append(secrets_are_deleted)
+        fake.faults.append(Fault(method="DELETE", path="/secrets", times=99))  # hangs
+        stop = asyncio.create_task(hub.stop(user))
+        await reached.wait()
+        stop.cancel()  # as a hub does with all its tasks at SIGTERM
+        await asyncio.wait([stop])
+        fake.faults.clear()
+        await hub.restart()
+        assert hub.left() == {"Secret/first"}
+        app = SimpleNamespace(users=hub.users, db=hub.db, log=logging.getLogger("hub"))
+        spawner = hub.users[user.id].spawners[""]
+        finishing = asyncio.create_task(startup.finish_stops(app))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert spawner.pending == "check"
+        await finishing
+        assert not spawner.pending
+        assert hub.left() == set()
+        await hub.restart()
+        before = len(fake.requests)
+        await startup.finish_stops(SimpleNamespace(users=hub.users, db=hub.db, log=app.log))
+        assert len(fake.requests) == before
+        await hub.spawn(hub.users[user.id])
