@@ -16,13 +16,14 @@ from typing import TypeVar
 
 import anyio
 
-from lightkube_template_spawner.errors import Unavailable
+from lightkube_template_spawner.errors import Forbidden, Unavailable
 
 T = TypeVar("T")
 
 _BACKOFF = (0.5, 4.0)  # seconds: the first, doubled up to the last
 _LONGEST_ASKED = 30.0  # a server that says when to come back is obeyed up to this
 _UNBOUNDED = 120.0  # for a caller without any deadline: nothing is repeated for ever
+LEARNING = 10.0  # seconds for which a server that is back may not know anybody's rights yet
 _SILENT = "the API server did not answer in time"
 
 # For how many seconds an answer is worth another try; None: as long as there is time.
@@ -64,17 +65,24 @@ async def retried(operation: Callable[[], Awaitable[T]], log: logging.Logger) ->
     said = {} if said is None else said
     this = object()
     said[this] = _SILENT  # stays there when we are cancelled
-    delay = _BACKOFF[0]
+    delay, silent = _BACKOFF[0], -math.inf
     bounded = anyio.current_effective_deadline() < math.inf
     last = math.inf if bounded else anyio.current_time() + _UNBOUNDED
     limited: float | None = None  # since when the answer is one of those that get less time
     while True:
         try:
             answer = await operation()
-        except Unavailable as error:
+        except (Unavailable, Forbidden) as error:
+            now, worth = anyio.current_time(), _limit.get()(str(error))
+            if isinstance(error, Unavailable):
+                silent = now
+            elif now - silent < LEARNING:
+                delay = _BACKOFF[0]
+            else:
+                del said[this]
+                raise
             said[this] = str(error)
             pause = max(asked_pause(error), delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
-            now, worth = anyio.current_time(), _limit.get()(str(error))
             limited = None if worth is None else limited or now
             if now + pause > min(last, (limited or last) + (worth or 0.0)):
                 del said[this]

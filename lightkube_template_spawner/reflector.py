@@ -19,9 +19,15 @@ import anyio
 import msgspec
 
 from lightkube_template_spawner.api import METADATA, METADATA_LIST, Api, Kind, error_from
-from lightkube_template_spawner.errors import ClusterError, Expired, Forbidden, NotFound
+from lightkube_template_spawner.errors import (
+    ClusterError,
+    Expired,
+    Forbidden,
+    NotFound,
+    Unavailable,
+)
 from lightkube_template_spawner.identity import OWNER
-from lightkube_template_spawner.patience import asked_pause
+from lightkube_template_spawner.patience import LEARNING, asked_pause
 
 T = TypeVar("T")
 Key = tuple[str, str]  # namespace ("" for cluster-scoped), name
@@ -191,6 +197,7 @@ class Reflector:
         self._version: str | None = None
         self._synced = False
         self._listed = -math.inf
+        self._silent = -math.inf  # when the API server last gave no usable answer
         self._heard = 0  # events of the watch at hand
         self._attempt = asyncio.Event()  # set, and replaced, after each attempt to list
         self._hurry = asyncio.Event()
@@ -248,34 +255,41 @@ class Reflector:
     async def _run(self) -> None:
         delay = _BACKOFF[0]
         while True:
-            began, self._heard = time.monotonic(), 0
-            try:
-                await self._watch()
-            except Expired as error:
-                self._lost(error)
-                if time.monotonic() - self._listed > _HOT:
-                    continue
-            except ClusterError as error:
-                self._failed(error)
-            except (msgspec.MsgspecError, KeyError) as error:
-                # A truncated line or an answer of another shape: the position cannot be trusted.
-                self._lost(ClusterError(f"unusable answer for {self.kind}: {error}"))
-            except Exception as error:  # noqa: BLE001
-                # A store that died in silence would freeze the hub's view for ever.
-                self._log.exception("Watching %s failed; listing again", self.kind)
-                self._lost(ClusterError(f"watching {self.kind} failed: {error!r}"))
-            else:
-                self.error = None
+            began, resumed, self._heard = time.monotonic(), self._version is not None, 0
+            self.error = await self._once()
             lasted = time.monotonic() - began > _HOT
-            if self.error is None and lasted:
+            expired = resumed and isinstance(self.error, Expired) and self._listed < began - _HOT
+            learning = isinstance(self.error, Unavailable) and self.error.code == 403
+            if lasted or expired or learning or self._heard:
                 delay = _BACKOFF[0]
+            if expired or (lasted and self.error is None):
                 continue
-            if lasted or self._heard:
-                delay = _BACKOFF[0]
             jittered = delay * random.uniform(0.5, 1.0)  # noqa: S311
             await self._pause(max(jittered, asked_pause(self.error)))
             refused = isinstance(self.error, Forbidden | NotFound)
             delay = min(delay * 2, _REFUSED if refused else _BACKOFF[1])
+
+    async def _once(self) -> ClusterError | None:
+        """Watch until it ends, and how it did."""
+        try:
+            await self._watch()
+        except Expired as error:
+            return self._lost(error)
+        except ClusterError as error:
+            return self._failed(error)
+        except (msgspec.MsgspecError, KeyError) as error:
+            # A truncated line or an answer of another shape: the position cannot be trusted.
+            return self._lost(ClusterError(f"unusable answer for {self.kind}: {error}"))
+        except Exception as error:  # noqa: BLE001
+            # A store that died in silence would freeze the hub's view for ever.
+            self._log.exception("Watching %s failed; listing again", self.kind)
+            return self._lost(ClusterError(f"watching {self.kind} failed: {error!r}"))
+        return None
+
+    @property
+    def _learning(self) -> bool:
+        """Whether the API server has just come back: it may not know our rights yet."""
+        return time.monotonic() - self._silent < LEARNING
 
     async def _pause(self, seconds: float) -> None:
         """Back off, unless a start is waiting for the first list."""
@@ -286,16 +300,21 @@ class Reflector:
             return
         await asyncio.sleep(_BACKOFF[0] / 4)  # many may hurry us: still no faster than this
 
-    def _lost(self, error: ClusterError) -> None:
+    def _lost(self, error: ClusterError) -> ClusterError:
         self._version = None
-        self._failed(error)
+        return self._failed(error)
 
-    def _failed(self, error: ClusterError) -> None:
+    def _failed(self, error: ClusterError) -> ClusterError:
+        if isinstance(error, Unavailable):
+            self._silent = time.monotonic()
+        elif isinstance(error, Forbidden) and self._learning:
+            error = Unavailable(str(error), code=error.code)
         level = logging.DEBUG if isinstance(error, Expired) else logging.WARNING
         if self.error is None or str(self.error) != str(error):
             self._log.log(level, "Watching %s in %s: %s", self.kind, self.namespace or "all", error)
         self.error = error
         self._attempted()
+        return error
 
     def _attempted(self) -> None:
         attempt, self._attempt = self._attempt, asyncio.Event()

@@ -17,6 +17,7 @@ import httpx2
 import msgspec
 import pytest
 
+from lightkube_template_spawner import api as api_module
 from lightkube_template_spawner import reflector as module
 from lightkube_template_spawner.api import Api, Kind
 from lightkube_template_spawner.errors import Forbidden, NotFound, Unavailable
@@ -289,6 +290,45 @@ async def test_refusal_surfaces_and_passes(fake: FakeApiServer, api: Api) -> Non
         await store.sync()
         assert names(store) == {"one"}
         assert store.error is None
+
+
+async def test_a_server_that_is_back_may_not_know_our_rights_yet(
+    fake: FakeApiServer, api: Api
+) -> None:
+    """A start that waits for the first list must not fail with rights that it has."""
+    fake.faults += [
+        Fault(error=lambda: httpx2.ConnectError("refused"), times=2),
+        Fault(answer=lambda: httpx2.Response(403), times=3),
+    ]
+    fake.put(pod("one"))
+    async with running(make(api)) as store:
+        await store.sync()
+        assert names(store) == {"one"}
+    assert [fault.met for fault in fake.faults] == [2, 3]
+
+
+async def test_it_is_back_within_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest pause, and a connection that fails just after the server is back."""
+    monkeypatch.undo()
+    assert module._BACKOFF[1] + api_module._CONNECT - 1 <= 5  # a lost SYN is sent again after 1 s
+
+
+async def test_a_lost_position_after_an_outage_is_listed_at_once(
+    fake: FakeApiServer, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BACKOFF", (0.02, 5.0))
+    monkeypatch.setattr(module, "_HOT", 0.1)
+    async with running(make(api)) as store:
+        await store.sync()
+        await until(lambda: fake.watches)
+        await asyncio.sleep(0.1)
+        fake.faults.append(Fault(error=lambda: httpx2.ConnectError("refused"), times=4))
+        fake.watches[0].end(httpx2.ReadError("reset"))
+        await until(lambda: not fake.watches)
+        fake.put(pod("meanwhile"))
+        fake.compact()
+        await until(lambda: names(store) == {"meanwhile"})
+    assert store.relists == 2
 
 
 async def test_an_unserved_kind_surfaces(fake: FakeApiServer, api: Api) -> None:
