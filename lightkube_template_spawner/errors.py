@@ -108,6 +108,10 @@ class NotOurs(SpawnerError):
     """An object that the template names belongs to somebody else; it was not written."""
 
 
+class NameTaken(NotOurs):
+    """Objects that go by this user's name are those of another user of this very hub."""
+
+
 class StartFailed(SpawnerError):
     """The server ended, or was refused by the cluster, before it was ready.
 

@@ -18,12 +18,12 @@ from lightkube_template_spawner.api import Kind
 from lightkube_template_spawner.applying import Applying
 from lightkube_template_spawner.cluster import Cluster
 from lightkube_template_spawner.connection import Route
-from lightkube_template_spawner.errors import Forbidden, StartFailed
+from lightkube_template_spawner.errors import Forbidden, NameTaken, StartFailed
 from lightkube_template_spawner.identity import KINDS, WAIT, Identity, Policy
 from lightkube_template_spawner.manifests import Plan, Planned, Rules
 from lightkube_template_spawner.patience import within
 from lightkube_template_spawner.record import Connection, Record
-from lightkube_template_spawner.reflector import Live
+from lightkube_template_spawner.reflector import Live, Meta
 from lightkube_template_spawner.removal import Removal
 from lightkube_template_spawner.status import State, Status
 from lightkube_template_spawner.together import each
@@ -44,6 +44,7 @@ class Launcher:
     tell: Tell
     limits: failures.Rules = field(default_factory=failures.Rules)
     force_lost: bool = False  # delete what a lost node keeps, as `Removal` does
+    another: Callable[[Meta], bool] = lambda _: False  # was it made for another user of this hub?
 
     async def launch(
         self,
@@ -60,6 +61,7 @@ class Launcher:
 
         Raises:
             ConfigurationError: the template breaks the contract; nothing was written.
+            NameTaken: another user, renamed since, goes by this name; nothing was written.
             NotOurs: an object belongs to somebody else; it was not written.
             StartFailed, StartTimeout, ClusterError: what happened, with the object's name.
         """
@@ -70,6 +72,7 @@ class Launcher:
                 home = plan.connection.namespace or self.rules.namespace
                 access = Access(self.cluster, plan, kinds, home, self.log)
                 await access.open()
+                self._check_name()
                 await self._remove_leftovers(before, timeout)
                 record = self._record(plan, before)
                 save(record)
@@ -105,6 +108,14 @@ class Launcher:
         for warning in plan.warnings:
             self.log.warning("%s", warning)
         return plan, kinds
+
+    def _check_name(self) -> None:
+        for live in self.cluster.objects_of(self.identity.owner):
+            if self.another(live.meta):
+                raise NameTaken(
+                    f"{live.reference} is that of another user, who was renamed and still goes by "
+                    f"the name {self.identity.username!r} in the cluster"
+                )
 
     def _leftovers(self) -> list[Live]:
         """Objects of an earlier run of this server that should have gone with it."""

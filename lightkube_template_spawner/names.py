@@ -7,13 +7,17 @@ not free in the cluster: its new bearer goes by another one, and never meets the
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from jupyterhub import orm
 from sqlalchemy import Text, literal_column, select
 from sqlalchemy.orm import object_session
 
+from lightkube_template_spawner.identity import USERID, Identity
 from lightkube_template_spawner.record import STATE, Record
+from lightkube_template_spawner.reflector import Meta
 
 
 def username(spawner: Any, instance: str) -> str:
@@ -34,6 +38,42 @@ def servername(spawner: Any, instance: str) -> str:
         for record in siblings(spawner)
     )
     return f"{name}/{spawner.orm_spawner.id}" if taken else name
+
+
+def apart(spawner: Any, identity: Identity) -> Identity:
+    """The identity of a user whose name somebody else goes by; no name has a slash."""
+    return replace(identity, username=f"{spawner.user.name}/{spawner.user.id}")
+
+
+def is_anothers(spawner: Any, meta: Meta) -> bool:
+    """Whether an object was made for another user of this hub, who is still there.
+
+    A user who came after the object is not meant: the database was lost, and its numbers began
+    anew. Then the name alone tells whose the object is.
+    """
+    userid = meta.annotations.get(USERID, "")
+    session = object_session(spawner.orm_spawner)
+    if not userid.isdigit() or int(userid) == spawner.user.id or session is None:
+        return False
+    other = session.get(orm.User, int(userid))
+    if other is None or not meta.creation_timestamp:
+        return False
+    made = datetime.fromisoformat(meta.creation_timestamp)
+    return bool(other.created.replace(tzinfo=None) <= made.replace(tzinfo=None))
+
+
+def pin(spawner: Any, identity: Identity, namespace: str) -> None:
+    """Keep a user's names on the default server, whose entry lives as long as the user."""
+    entry = spawner.user.orm_user.orm_spawners.get("")
+    if entry is None or Record.from_state((entry.state or {}).get(STATE)) is not None:
+        return
+    record = Record(replace(identity, servername=""), namespace)
+    entry.state = {**(entry.state or {}), STATE: record.to_state()}
+    session = object_session(entry)
+    if session is not None:
+        session.commit()
+    if "" in spawner.user.spawners:
+        spawner.user.spawners[""].load_state(entry.state)
 
 
 def siblings(spawner: Any) -> list[Record]:

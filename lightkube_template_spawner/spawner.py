@@ -39,6 +39,7 @@ from lightkube_template_spawner.connection import Route
 from lightkube_template_spawner.errors import (
     ClusterError,
     ConfigurationError,
+    NameTaken,
     NodeLost,
     NotOurs,
     RemovalIncomplete,
@@ -163,17 +164,15 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         try:
             with self._explaining():
                 parting.check_start(self)
-                launcher = await self._launcher()
-                log.tell("Rendering the template", 2)
-                documents = await self._rendered(launcher.identity)
-                if self._certificate is not None:
-                    self._certificate.check(documents, launcher.route, self.namespace)
-                record = await launcher.launch(
-                    documents,
-                    before=self._record,
-                    save=self._save,
-                    timeout=max(1.0, self._patience() - (time.monotonic() - began)),
-                )
+                try:
+                    launcher, record = await self._launch(began)
+                except NameTaken as taken:
+                    identity = names.apart(self, self.identity)
+                    self.log.warning(
+                        "%s goes by the name %r: %s", self._log_name, identity.username, taken
+                    )
+                    self._save(Record(identity, self.namespace))
+                    launcher, record = await self._launch(began)
         finally:
             self._certificate = None
             self._starting = False
@@ -183,6 +182,20 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             "%s is ready at %s after %.1f s", self._log_name, record.url, time.monotonic() - began
         )
         return record.url
+
+    async def _launch(self, began: float) -> tuple[Launcher, Record]:
+        launcher = await self._launcher()
+        launcher.tell("Rendering the template", 2)
+        documents = await self._rendered(launcher.identity)
+        if self._certificate is not None:
+            self._certificate.check(documents, launcher.route, self.namespace)
+        record = await launcher.launch(
+            documents,
+            before=self._record,
+            save=self._save,
+            timeout=max(1.0, self._patience() - (time.monotonic() - began)),
+        )
+        return launcher, record
 
     async def create_certs(self) -> dict[str, str]:
         """Sign a certificate for the name by which the hub will connect.
@@ -310,6 +323,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         The hub forgets the user whatever happens here, so it is tried more than once.
         """
         with parting.removal(self):
+            if self.name:
+                names.pin(self, self.identity, self.namespace)
             await self._purge_patiently()
 
     async def _purge_patiently(self) -> None:
@@ -405,6 +420,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._tell,
             limits,
             force_lost=self.force_delete_lost_pods,
+            another=lambda meta: names.is_anothers(self, meta),
         )
 
     def _route(self) -> Route:
@@ -511,7 +527,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             ours = identity.owns_as_server
 
         def is_ours(meta: Meta) -> bool:
-            return ours(meta.labels)
+            return ours(meta.labels) and not names.is_anothers(self, meta)
 
         await self._removal().purge(
             selector,

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,11 @@ from traitlets.config import Config
 from traitlets.config.loader import DeferredConfigString
 
 from lightkube_template_spawner import events as events_module
-from lightkube_template_spawner import liveness, patience
+from lightkube_template_spawner import liveness, patience, vigil
 from lightkube_template_spawner import reflector as reflector_module
 from lightkube_template_spawner import removal as removal_module
 from lightkube_template_spawner import renderer as renderers
 from lightkube_template_spawner import spawner as spawner_module
-from lightkube_template_spawner import vigil
 from lightkube_template_spawner.cluster import shared
 from lightkube_template_spawner.errors import RemovalIncomplete, Unavailable
 from lightkube_template_spawner.identity import Identity
@@ -1119,6 +1119,81 @@ async def test_a_new_user_of_a_former_name_is_somebody_else(
     await new.delete_spawners()
     assert hub.left() == before
     assert await hub.users[old.orm_user].spawner.poll() is None
+
+
+def forget(hub: FakeHub, user: User) -> None:
+    """The hub's notes on a user's servers are lost, the user is not."""
+    user.orm_user.created = datetime(2020, 1, 1)  # noqa: DTZ001 - as the hub writes it
+    for entry in user.orm_spawners.values():
+        entry.state = {}
+    hub.db.commit()
+
+
+async def test_a_new_user_of_a_former_name_is_somebody_else_even_without_records(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    old = hub.user()
+    await hub.spawn(old)
+    await hub.stop(old)
+    forget(hub, old)
+    old.orm_user.name = "countess"
+    hub.db.commit()
+    await hub.restart()
+    before = hub.left()
+    volume = uid(fake, "PersistentVolumeClaim", f"home-{SLUG}")
+    new = hub.user(ADA)
+    await new.delete_spawners()  # who never had a server
+    assert hub.left() == before
+    hub.users.delete(new)
+    new = hub.user(ADA)
+    await hub.spawn(new)
+    claims = {item for item in hub.left() if "Claim/" in item}
+    assert len(claims) == 2
+    assert new.spawner.identity.username == f"{ADA}/{new.id}"
+    await hub.stop(new)
+    await new.delete_spawners()
+    assert hub.left() == before
+    assert uid(fake, "PersistentVolumeClaim", f"home-{SLUG}") == volume
+
+
+async def test_who_comes_back_after_the_database_was_lost_has_the_volume(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    hub.user("first")
+    user = hub.user()
+    await hub.spawn(user)
+    await hub.stop(user)
+    volume = uid(fake, "PersistentVolumeClaim", f"home-{SLUG}")
+    for known in list(hub.users.values()):
+        hub.users.delete(known)
+    again, other = hub.user(), hub.user("somebody with the former number")
+    assert other.id == 2
+    assert again.id == 1
+    await hub.spawn(again)
+    assert uid(fake, "PersistentVolumeClaim", f"home-{SLUG}") == volume
+    assert len({item for item in hub.left() if "Claim/" in item}) == 1
+    await hub.stop(again)
+    await again.delete_spawners()
+    assert hub.left() == set()
+
+
+async def test_the_names_of_a_removed_server_are_kept_with_the_user(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    user = hub.user()
+    await hub.spawn(user, "gpu")
+    await hub.stop(user, "gpu")
+    volume = uid(fake, "PersistentVolumeClaim", f"home-{SLUG}")
+    await user._delete_spawner("gpu")
+    hub.db.delete(user.orm_spawners["gpu"])
+    user.spawners.pop("gpu")
+    user.orm_user.name = "countess"
+    hub.db.commit()
+    await hub.restart()
+    user = hub.user("countess")
+    await hub.spawn(user)
+    assert uid(fake, "PersistentVolumeClaim", f"home-{SLUG}") == volume
+    assert len({item for item in hub.left() if "Claim/" in item}) == 1
 
 
 async def rename(hub: FakeHub, user: User, old: str, new: str) -> None:
