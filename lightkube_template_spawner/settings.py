@@ -241,7 +241,12 @@ class Settings(Configurable):
     )
 
     k8s_request_timeout = Float(
-        10.0, config=True, help="Seconds that one request to the API server may take."
+        12.0,
+        config=True,
+        help="""
+        Seconds that one request to the API server may take. More than admission webhooks get,
+        which is 10 unless they are configured otherwise, lets it say which of them hangs.
+        """,
     )
 
     stop_timeout = Float(

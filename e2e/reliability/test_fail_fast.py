@@ -8,9 +8,9 @@ from __future__ import annotations
 import html
 import json
 import re
+import socket
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from e2e.kube import Kube
 from e2e.reliability.faults import Faults
 from e2e.user import HubUser, ServerFailedError
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 
 Obj = dict[str, Any]
 KINDS = "pods,secrets,services,deployments,replicasets,statefulsets,persistentvolumeclaims"
@@ -219,6 +219,9 @@ CASES = {
         controlled("Deployment", pod()), "admission", f"Deployment/.*{RESTRICTED}", "restricted"
     ),
     "a webhook that is down": bare(pod(), "admission", WEBHOOK, "webhook"),
+    "a webhook that hangs": bare(
+        pod(), "admission", "failed calling webhook.*context deadline exceeded", "hanging"
+    ),
     "a webhook that is down for a Deployment's pod": Case(
         controlled("Deployment", pod()), "admission", f"Deployment/.*{WEBHOOK}", "webhook"
     ),
@@ -232,19 +235,23 @@ CASES = {
 def places(kube: Kube, space: str) -> Iterator[dict[str, str]]:
     """Namespaces in which pods are refused, each in its own way; "" is the ordinary one."""
     found = {"": space}
-    for name in ("quota", "policy", "restricted", "webhook"):
+    for name in ("quota", "policy", "restricted", "webhook", "hanging"):
         found[name] = f"{space}-{name}"
         kube("create", "namespace", found[name])
     kube("create", "quota", "none", "--hard=pods=0", "-n", found["quota"])
     restricted = "pod-security.kubernetes.io/enforce=restricted"
     kube("label", "namespace", found["restricted"], restricted)
-    for manifest in [*policy(space, found["policy"]), webhook(space, found["webhook"])]:
+    silent = socket.create_server((kube.cluster.host_address, 0))
+    silence = "https://{}:{}/".format(*silent.getsockname())
+    hooks = {found["webhook"]: "https://127.0.0.1:1/", found["hanging"]: silence}
+    for manifest in [*policy(space, found["policy"]), webhooks(space, hooks)]:
         kube.create(manifest)
     try:
-        for name in found.keys() - {""}:  # each takes a moment until it is in force
+        for name in found.keys() - {"", "hanging"}:  # each takes a moment until it is in force
             _until_refused(kube, found[name])
         yield found
     finally:
+        silent.close()
         kinds = "validatingadmissionpolicies,validatingadmissionpolicybindings"
         for kind in (*kinds.split(","), "validatingwebhookconfigurations"):
             kube("delete", kind, space, "--ignore-not-found")
@@ -278,8 +285,8 @@ def policy(name: str, namespace: str) -> list[Obj]:
     ]
 
 
-def webhook(name: str, namespace: str) -> Obj:
-    """Nobody answers there."""
+def webhooks(name: str, urls: Mapping[str, str]) -> Obj:
+    """By namespace, addresses where nobody answers."""
     rule = {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}
     return {
         "apiVersion": "admissionregistration.k8s.io/v1",
@@ -287,13 +294,14 @@ def webhook(name: str, namespace: str) -> Obj:
         "metadata": {"name": name},
         "webhooks": [
             {
-                "name": "down.example.org",
+                "name": f"{namespace}.example.org",
                 "admissionReviewVersions": ["v1"],
                 "sideEffects": "None",
-                "clientConfig": {"url": "https://127.0.0.1:1/"},
+                "clientConfig": {"url": url},
                 "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
                 "rules": [{**rule, "operations": ["CREATE"]}],
             }
+            for namespace, url in urls.items()
         ],
     }
 
@@ -313,7 +321,8 @@ def _until_refused(kube: Kube, namespace: str) -> None:
 
 @pytest.fixture(scope="module")
 async def hub(make_hub: MakeHub, places: dict[str, str]) -> AsyncGenerator[Hub]:
-    async with make_hub(CONFIG, start_timeout=120, shared_objects=ANYTHING) as hub:
+    traits = {"start_timeout": 120, "http_timeout": 5, "shared_objects": ANYTHING}
+    async with make_hub(CONFIG, **traits) as hub:
         yield hub
         for name in await hub.users():
             await hub.delete_user(name)
@@ -358,7 +367,6 @@ async def until_stopped(hub: Hub, user: str) -> None:
             await anyio.sleep(0.2)
 
 
-@pytest.mark.timeout(600)
 async def test_what_cannot_succeed_fails_in_seconds_in_the_clusters_words(
     hub: Hub, kube: Kube, places: dict[str, str], tmp_path: Path, faults: Faults
 ) -> None:
@@ -469,8 +477,8 @@ def event(about: Obj, reason: str, message: str) -> Obj:
 async def test_the_same_rules_hold_for_a_start_that_a_new_hub_adopts(
     hub: Hub, kube: Kube, space: str, tmp_path: Path, faults: Faults
 ) -> None:
-    broken = deepcopy(CASES["an image that cannot be pulled"].templates)
-    chart = write(tmp_path, broken)
+    """To the hub it is a server that does not answer, so the reason is in its log only."""
+    chart = write(tmp_path, CASES["a Secret of variables that is not there"].templates)
     async with signed_in(hub, "adopted") as user:
         for _ in faults("the hub is killed during a start that cannot succeed"):
             await user.start_server(options={"template_path": chart})
@@ -479,7 +487,12 @@ async def test_the_same_rules_hold_for_a_start_that_a_new_hub_adopts(
             log = len(hub.log.read_text())
             began = time.monotonic()
             await hub.start()
-            await hub.wait_for_log("cannot be adopted: Pod/.*ErrImagePull", 60, log)
+            await hub.wait_for_log("cannot be adopted: Pod/.*CreateContainerConfigError", 60, log)
             faults.saw("the new hub gave up after, in s", time.monotonic() - began)
             await until_stopped(hub, user.name)
             assert left(kube, space, user.name) == [f"PersistentVolumeClaim/claim-{user.name}"]
+
+
+async def test_a_rule_that_is_none_is_told_when_the_hub_starts(make_hub: MakeHub) -> None:
+    async with make_hub(failure_rules={"image": {"pattern": "("}}) as hub:
+        await hub.wait_for_log(r"failure_rules: rule 'image': pattern is '\(', not a regular")
