@@ -49,8 +49,12 @@ class Access:
             Forbidden: rights are missing; the message names them all, and the rules to add.
         """
         places = await self._places()
-        missing = await self._missing(self._needs(places))
-        refused = {p: verbs for p, verbs in missing.items() if not rights.promised(self._plan, p)}
+        while True:
+            missing = await self._missing(self._needs(places))
+            refused = {p: v for p, v in missing.items() if not rights.promised(self._plan, p)}
+            if not refused or not any(store.learning for store in self._cluster.stores()):
+                break
+            await anyio.sleep(_PAUSE * 5)  # an API server that has just come back knows no roles
         if refused:
             raise await self._refusal(refused, "Nothing was created: ")
         await self._watch({p: full for p, full in places.items() if p not in missing})

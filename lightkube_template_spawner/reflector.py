@@ -287,7 +287,7 @@ class Reflector:
         return None
 
     @property
-    def _learning(self) -> bool:
+    def learning(self) -> bool:
         """Whether the API server has just come back: it may not know our rights yet."""
         return time.monotonic() - self._silent < LEARNING
 
@@ -307,7 +307,7 @@ class Reflector:
     def _failed(self, error: ClusterError) -> ClusterError:
         if isinstance(error, Unavailable):
             self._silent = time.monotonic()
-        elif isinstance(error, Forbidden) and self._learning:
+        elif isinstance(error, Forbidden) and self.learning:
             error = Unavailable(str(error), code=error.code)
         level = logging.DEBUG if isinstance(error, Expired) else logging.WARNING
         if self.error is None or str(self.error) != str(error):

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from lightkube_template_spawner import access as access_module
+from lightkube_template_spawner import reflector as reflector_module
 from lightkube_template_spawner.cluster import Cluster
 from lightkube_template_spawner.errors import Forbidden
 from lightkube_template_spawner.identity import Identity
@@ -187,6 +189,24 @@ async def test_a_role_that_does_not_suffice(world: World, fake: FakeApiServer) -
     assert world.left() == {"RoleBinding/hub"}
     fake.roles = {"server": WITHIN}
     await launch(world)
+
+
+async def test_a_server_that_has_just_come_back_is_asked_again(
+    world: World, fake: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For some seconds it denies what its roles allow."""
+    await launch(world, YOU)
+    monkeypatch.setattr(reflector_module, "LEARNING", 0.2)
+    watch = next(w for w in fake.watches if w.seen.path.endswith(f"{space(YOU)}/pods"))
+    fake.rules = []
+    watch.end(httpx2.ReadError("reset"))
+    await asyncio.sleep(0.01)
+    asyncio.get_running_loop().call_later(0.1, lambda: fake.rules.extend(EVERYWHERE))
+    await launch(world)
+    fake.rules = []
+    world.cluster.rights.forget()
+    with pytest.raises(Forbidden, match=r"^Nothing was created"):
+        await launch(world)
 
 
 async def test_without_a_binding_all_is_refused_before_anything(

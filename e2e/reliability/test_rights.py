@@ -18,10 +18,10 @@ from e2e.conftest import MakeHub, signed_in
 from e2e.faultproxy import KubeConfig
 from e2e.hub import Hub
 from e2e.kube import Kube
-from e2e.reliability.faults import Faults
+from e2e.reliability.faults import REPEAT, Faults
 from e2e.user import HubUser, ServerFailedError
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(REPEAT * 150)]
 
 ALL = ("create", "delete", "get", "list", "patch", "watch")
 LOOK = ("list", "watch")
@@ -137,7 +137,6 @@ async def test_the_least_role_is_enough(
             assert objects(kube, space, user.name) == []
 
 
-@pytest.mark.timeout(300)  # 26 refused starts, twice
 async def test_one_verb_less_is_told_with_the_rule_to_add(
     hub: Hub, kube: Kube, space: str, chart: str, tmp_path: Path, faults: Faults
 ) -> None:
