@@ -558,10 +558,15 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         """Remove what a server that died by itself leaves; the hub calls no ``stop`` for it."""
         reason = self._masked(over.reason)
         self.log.warning("%s ended: %s", self._log_name, reason)
-        await self._remove(record, self.stop_timeout)
+        rest = record.stopped()
+        try:
+            await self._remove(record, self.stop_timeout)
+        except RemovalIncomplete as error:
+            self._warn("is not removed whole", error)
+            rest = replace(record, ready=False)  # the hub's own stop goes on, then the next start
         self._exit_code = over.code
         if self._record is record:
-            self._save(replace(record.stopped(), note=f"ended: {reason}" if over.code else ""))
+            self._save(replace(rest, note=f"ended: {reason}" if over.code else ""))
             if over.code:
                 self._tell_hub(f"Your server ended: {reason}")
 

@@ -227,13 +227,20 @@ def _replicas(ready_field: str, updated_field: str | None) -> Callable[[Live], S
         status = live.get("status") or {}
         if status.get("observedGeneration") is None:
             return Status(State.IN_PROGRESS, "its controller has not seen it yet")
-        counts = [ready_field, *([updated_field] if updated_field else [])]
+        counts = [ready_field]
+        if updated_field and not _updates_by_hand(live):
+            counts.append(updated_field)
         short = min(int(status.get(name) or 0) for name in counts)
         if short < wanted:
             return Status(State.IN_PROGRESS, f"{short} of {wanted} replicas are ready")
         return Status(State.READY)
 
     return rule
+
+
+def _updates_by_hand(live: Live) -> bool:
+    """Whether pods of an older template stay until somebody deletes them."""
+    return ((live.get("spec") or {}).get("updateStrategy") or {}).get("type") == "OnDelete"
 
 
 def _daemon_set(live: Live) -> Status:

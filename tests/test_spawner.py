@@ -768,7 +768,10 @@ async def test_a_dead_server_that_cannot_be_removed(hub: FakeHub, fake: FakeApiS
     fake.forbidden.update({("delete", "secrets"), ("deletecollection", "secrets")})
     die(fake)
     await seen_dead(hub, spawner)
+    assert await spawner.poll() == 137  # it is dead, whatever is left of it
     assert await spawner.poll() is None  # so the hub's own stop tries again
+    with pytest.raises(RemovalIncomplete):
+        await spawner.stop()
     fake.forbidden.clear()
     await spawner.stop()
     assert hub.left() == KEPT
