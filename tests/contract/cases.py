@@ -32,6 +32,7 @@ from lightkube_template_spawner.manifests import Planned
 from lightkube_template_spawner.record import Record
 from lightkube_template_spawner.reflector import Meta
 from lightkube_template_spawner.removal import Removal
+from lightkube_template_spawner.rights import FULL, Rights
 
 Obj = dict[str, Any]
 Case = Callable[[Api, str], Awaitable[None]]
@@ -263,6 +264,24 @@ async def discovery_finds_kinds(api: Api, space: str) -> None:
     assert not {"v1/Event", "discovery.k8s.io/v1/EndpointSlice", "v1/Binding"} & {*names}
     assert len(names) == len({*names})
     assert (await discovery.server_version()).startswith("v1.")
+
+
+@case
+async def rights_can_be_asked_for(api: Api, space: str) -> None:
+    """All in one request a namespace, those of the cluster for one that cannot be, or one each."""
+    asked = Rights(api, Discovery(api, log), log)
+    namespaces = Kind("", "v1", "Namespace", "namespaces", namespaced=False)
+    assert await asked.missing({(CONFIG, space): FULL, (namespaces, ""): FULL}) == {}
+    assert await asked.everywhere(CONFIG)
+    assert len((await asked.account()).split()) > 3
+    attributes = {"verb": "watch", "group": "", "resource": "configmaps", "namespace": space}
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": attributes},
+    }
+    path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+    assert (await api.call("POST", path, body=review))["status"]["allowed"] is True
 
 
 @case
