@@ -36,7 +36,19 @@ environment, as JupyterHub sets them for its services. The token needs the scope
 {", ".join(SCOPES)}, for all users. If the hub does not
 answer, or does not show everything, nothing is reported and nothing deleted.
 """
-_EXIT = """\
+_EXIT = f"""\
+in jupyterhub_config.py, as a service that looks when the hub starts and every day, and reports to
+the hub's log:
+  c.JupyterHub.services = [{{
+      "name": "orphans",
+      "command": ["lightkube-template-spawner", "orphans", "--every", "1d"],
+  }}]
+  c.JupyterHub.load_roles = [{{
+      "name": "orphans",
+      "services": ["orphans"],
+      "scopes": {json.dumps(SCOPES)},
+  }}]
+
 exit status:
   0  no orphans, or all that were found are deleted
   1  orphans are left: they were only reported, or did not go
@@ -134,6 +146,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TIME",
         help="how long to wait for deleted objects to be gone (default: %(default)s)",
     )
+    add(
+        "--wait",
+        type=_seconds,
+        default="30s",
+        metavar="TIME",
+        help="how long to wait for a hub that does not answer, as one that is just starting "
+        "(default: %(default)s)",
+    )
     add("-o", "--output", choices=["text", "json"], default="text", help="default: %(default)s")
     return parser
 
@@ -149,7 +169,7 @@ async def _orphans(options: argparse.Namespace) -> int:
     settings = Settings()
     if options.instance:
         settings.instance_name = options.instance
-    hub = HubApi(os.environ)
+    hub = HubApi(os.environ, patience=options.wait)
     log = logging.getLogger("lightkube-template-spawner")
 
     async def ask() -> Known:

@@ -26,7 +26,7 @@ class HubApi:
         ConfigurationError: the environment lacks something.
     """
 
-    def __init__(self, environment: Mapping[str, str], *, patience: float = 30.0) -> None:
+    def __init__(self, environment: Mapping[str, str], *, patience: float) -> None:
         self._url = environment.get("JUPYTERHUB_API_URL", "").rstrip("/")
         self._token = environment.get("JUPYTERHUB_API_TOKEN", "")
         if not self._url or not self._token:

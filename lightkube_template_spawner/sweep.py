@@ -195,7 +195,14 @@ class Sweep:
             except ClusterError as error:
                 found.failed.append(f"{kind} in {namespace or 'the cluster'}: {error}")
                 continue
-            seen += [(kind, m) for m in metas if known.includes(m.labels) and not m.controlled]
+            # Of ten thousand servers' objects only the suspicious ones are worth their memory.
+            seen += [
+                (kind, meta)
+                for meta in metas
+                if known.includes(meta.labels)
+                and not meta.controlled
+                and known.why_orphan(meta.labels)
+            ]
         return seen
 
 

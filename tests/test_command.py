@@ -216,7 +216,7 @@ def test_the_token_does_not_follow_a_redirect(hub: StubHub) -> None:
 
 def test_what_the_environment_lacks_is_named() -> None:
     with pytest.raises(ConfigurationError, match="set JUPYTERHUB_API_URL"):
-        HubApi({"JUPYTERHUB_API_TOKEN": "t"})
+        HubApi({"JUPYTERHUB_API_TOKEN": "t"}, patience=0)
 
 
 # The command
@@ -357,7 +357,9 @@ def test_errors_are_told_in_a_line(
     assert capsys.readouterr().err.startswith("error: set JUPYTERHUB_API_URL")
     monkeypatch.setenv("JUPYTERHUB_API_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("JUPYTERHUB_API_TOKEN", TOKEN)
-    assert command.main(["orphans", "--instance", "not a label"]) == command.INCOMPLETE
+    assert (
+        command.main(["orphans", "--wait", "0s", "--instance", "not a label"]) == command.INCOMPLETE
+    )
     assert "instance_name 'not a label'" in capsys.readouterr().err
 
 

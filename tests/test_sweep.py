@@ -229,18 +229,21 @@ async def test_what_ends_or_starts_meanwhile_is_no_orphan(
 
     def stop() -> None:
         hub.users[ME.username] = [Server("", False, state_of(ME))]
+
+    def gone() -> None:
         fake.remove("Pod", "hub", "mine")
         fake.remove("Secret", "hub", "mine")
 
-    hub.hooks[2] = stop
+    hub.hooks = {1: stop, 2: gone}  # listed while they were on their way out
     assert orphans(await sweep.find(["hub"])) == set()
+    assert hub.asked == 3
 
     def start() -> None:
         hub.users[YOU.username] = [Server("", True)]
 
     hub.asked = 0
-    hub.hooks[2] = lambda: server(fake, YOU, "yours")  # listed before the user is known
-    hub.hooks[3] = start
+    server(fake, YOU, "yours")
+    hub.hooks = {2: start}  # listed before the user is known
     assert orphans(await sweep.find(["hub"])) == set()
 
 
