@@ -313,6 +313,12 @@ async def test_one_object_that_refuses_deletion_keeps_no_other(
             assert re.search(f"not deleted: .*Pod/{space}/{name}: .*administrator said no", said)
             assert has(user).keys() == left(user, "Pod", "NetworkPolicy")  # it runs, confined
             kube("label", f"pod/{name}", "-n", space, "e2e/refuse-")
+            await ask(user, chart, refused="secrets", operation="DELETE")
+            await user.wait_ready()
+            kube("delete", "pod", name, "-n", space)  # a server that dies is dead all the same
+            await until_stopped(hub, user)
+            assert has(user).keys() == left(user, "Secret")
+            kube("label", f"secret/{name}", "-n", space, "e2e/refuse-")
             await hub.delete_user(user.name)
             assert has(user) == {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import threading
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,11 @@ def uid(item: dict[str, Any]) -> str:
     return str(item["metadata"]["uid"])
 
 
+def hold(kube: Kube, space: str, name: str, finalizers: list[str] | None) -> None:
+    patch = json.dumps({"metadata": {"finalizers": finalizers}})
+    kube("patch", "pvc", name, "-n", space, "--type=merge", "-p", patch)
+
+
 async def test_a_volume_grows_and_keeps_what_it_cannot_change(
     hub: Hub, kube: Kube, space: str, tmp_path: Path, faults: Faults
 ) -> None:
@@ -225,6 +231,14 @@ async def test_a_volume_grows_and_keeps_what_it_cannot_change(
             faults.saw(
                 "writes to an unchanged volume", claim()["metadata"]["resourceVersion"] != before
             )
+            await user.stop_server()
+            hold(kube, space, name, ["e2e/hold"])
+            kube("delete", "pvc", name, "-n", space, "--wait=false")
+            release = threading.Timer(3, hold, (kube, space, name, None))
+            release.start()  # until then it is going, and the start waits
+            await start(hub, user, template)
+            release.join()
+            assert uid(claim()) != first
             await hub.delete_user(user.name)
             assert kube.get("pvc", space, name) is None, hub.log_tail()
 
@@ -293,14 +307,19 @@ async def test_a_set_keeps_its_volumes_until_the_user_goes(
             assert kube.owned(space, f"hub.jupyter.org/username={user.name}") == []
 
 
-def former(kube: Kube, space: str, name: str, user: str, size: str = "1Mi") -> dict[str, Any]:
-    """A volume as KubeSpawner's client posts it."""
-    labels = {
-        "app.kubernetes.io/instance": "jupyter",
-        "app.kubernetes.io/managed-by": "kubespawner",
-        "component": "singleuser-storage",
-        "hub.jupyter.org/username": user,
-    }
+KUBESPAWNER = {"app.kubernetes.io/managed-by": "kubespawner", "component": "singleuser-storage"}
+KUBETEMPLATESPAWNER = {
+    "app.kubernetes.io/managed-by": "kubetemplatespawner",
+    "hub.jupyter.org/servername": "",
+}
+
+
+def former(
+    kube: Kube, space: str, user: str, *, size: str = "1Mi", made: dict[str, str] = KUBESPAWNER
+) -> dict[str, Any]:
+    """A volume as the client of a former spawner posts it."""
+    name = f"old-{user}"
+    labels = {"app.kubernetes.io/instance": "jupyter", "hub.jupyter.org/username": user, **made}
     manifest = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -340,8 +359,11 @@ async def test_a_volume_of_a_former_spawner_is_used_or_taken_over(
     template = light.chart(tmp_path, pod=light.pod(), claim=CLAIM)
     for turn in faults("volume and hub database of a KubeSpawner"):
         used, taken, small = (f"{word}{turn}" for word in ("used", "taken", "small"))
-        before = {user: former(kube, space, f"old-{user}", user) for user in (used, taken)}
-        before[small] = former(kube, space, f"old-{small}", small, "2Mi")
+        before = {
+            used: former(kube, space, used),
+            taken: former(kube, space, taken, made=KUBETEMPLATESPAWNER),
+            small: former(kube, space, small, size="2Mi"),
+        }
         await remember(hub, **{user: f"old-{user}" for user in before})
         async with signed_in(hub, used) as user:
             for _ in range(2):
