@@ -67,7 +67,6 @@ async def until_all(hub: Hub, state: str) -> None:
             await anyio.sleep(0.5)
 
 
-@pytest.mark.timeout(300)  # a busy machine
 async def test_fifty_users_start_and_stop_while_watches_are_cut(
     make_hub: MakeHub, kube: Kube, cluster: Cluster, space: str, tmp_path: Path, faults: Faults
 ) -> None:
