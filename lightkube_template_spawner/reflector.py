@@ -184,6 +184,7 @@ class Reflector:
         self.kind = kind
         self.namespace = namespace
         self.error: ClusterError | None = None
+        self.watching = False  # whether changes come in at present
         self.relists = 0
         self._api = api
         self._selector = selector
@@ -366,6 +367,7 @@ class Reflector:
             async with self._api.stream(
                 self.kind.path(self.namespace), params=params, accept=accept, idle=self._idle
             ) as lines:
+                self.watching = True
                 async for line in lines:
                     if line:
                         self._handle(msgspec.json.decode(line, type=_Event))
@@ -375,6 +377,8 @@ class Reflector:
                 # Silence from the start: perhaps a position the server will never reach.
                 self._version = None
             raise
+        finally:
+            self.watching = False
 
     def _handle(self, event: _Event) -> None:
         if event.type == "ERROR":

@@ -24,6 +24,7 @@ Tell = Callable[[str, int], None]  # a sentence for the user, and the progress i
 
 _NO_NOTICE = 10.0  # seconds after which a pod that nobody looks at has its references looked up
 _LOOK_UP = 10.0  # seconds that this may take
+_BLIND = 1.0  # seconds until a trouble is judged again that could not be
 # What keeps the scheduler from so much as looking at a pod, and the versions that serve it. All
 # else is said in the pod's conditions and events.
 _LOOKED_UP = {
@@ -150,6 +151,8 @@ class Waiting:
         wake = min((trouble.due for trouble in self._troubles), default=math.inf)
         for trouble in self._troubles:
             if trouble.due <= now:
+                if self._is_blind():
+                    return _BLIND  # it may be over by now
                 raise StartFailed(str(trouble.symptom), reason=trouble.rule.reason)
             self._say(trouble)
             if trouble.symptom.words.startswith(failures.UNNOTICED):
@@ -224,6 +227,14 @@ class Waiting:
             self._log.info("%s/%s/%s cannot be looked up: %s", kind, namespace, name, error)
             self._tell(f"{kind}/{namespace}/{name} cannot be looked up: {error}", 30)
             return False
+
+    def _is_blind(self) -> bool:
+        """Whether what is known of pods may be old: the API server is away."""
+        return not any(
+            store.watching and store.namespace in (None, self.record.pods_in)
+            for store in self._cluster.stores()
+            if str(store.kind) == "v1/Pod"
+        )
 
     def _pods(self) -> list[Live]:
         return list(liveness.pods(self._cluster, self.record))

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx2
 import pytest
 
 from lightkube_template_spawner import events as events_module
 from lightkube_template_spawner import failures
+from lightkube_template_spawner import reflector as reflector_module
 from lightkube_template_spawner import waiting as module
 from lightkube_template_spawner.cluster import Cluster
 from lightkube_template_spawner.errors import StartFailed
 from lightkube_template_spawner.record import Connection, Record
 from lightkube_template_spawner.waiting import Waiting
 from tests.support.connect import connect
-from tests.support.fake_apiserver import KINDS, FakeApiServer, Served
+from tests.support.fake_apiserver import KINDS, FakeApiServer, Fault, Served
 from tests.support.objects import ME, YOU, manifest
 
 pytestmark = pytest.mark.anyio
@@ -144,6 +146,23 @@ async def test_a_trouble_that_goes_away_ends_nothing(start: Start) -> None:
         group.start_soon(waiting.until, start.ready)
         await anyio.sleep(SOON)
         start.pod(conditions=[READY, PLACED])
+
+
+async def test_what_is_old_ends_nothing(
+    start: Start, fake: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The API server is away when the grace is over: by then a node may have come."""
+    monkeypatch.setattr(module, "_BLIND", 0.01)
+    monkeypatch.setattr(reflector_module, "_BACKOFF", (0.02, 0.08))
+    start.pod(conditions=[UNSCHEDULABLE])
+    waiting = start.waiting(unschedulable=2 * SOON)
+    await start.lasts(waiting, SOON)
+    fake.faults.append(Fault(error=lambda: httpx2.ConnectError("refused"), path="pods", times=9999))
+    for watch in list(fake.watches):
+        watch.end(httpx2.ReadError("reset"))
+    await start.lasts(waiting, 4 * SOON)
+    fake.faults.clear()
+    await fails(start, waiting, "Insufficient cpu", reason="unschedulable")
 
 
 async def test_a_server_that_is_ready_is_never_failed(start: Start) -> None:
