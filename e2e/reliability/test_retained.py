@@ -16,7 +16,7 @@ from e2e import light
 from e2e.conftest import MakeHub, signed_in
 from e2e.hub import Hub
 from e2e.kube import Kube
-from e2e.reliability.faults import Faults
+from e2e.reliability.faults import REPEAT, Faults
 from e2e.user import HubUser
 
 pytestmark = pytest.mark.anyio
@@ -357,14 +357,14 @@ async def test_a_volume_of_a_former_spawner_is_used_or_taken_over(
 ) -> None:
     """Under the name that KubeSpawner gave it, which is not what the template would choose."""
     template = light.chart(tmp_path, pod=light.pod(), claim=CLAIM)
+    before: dict[str, dict[str, Any]] = {}
+    for turn in range(1, REPEAT + 1):  # one restart of the hub for all
+        before[f"used{turn}"] = former(kube, space, f"used{turn}")
+        before[f"taken{turn}"] = former(kube, space, f"taken{turn}", made=KUBETEMPLATESPAWNER)
+        before[f"small{turn}"] = former(kube, space, f"small{turn}", size="2Mi")
+    await remember(hub, **{user: f"old-{user}" for user in before})
     for turn in faults("volume and hub database of a KubeSpawner"):
         used, taken, small = (f"{word}{turn}" for word in ("used", "taken", "small"))
-        before = {
-            used: former(kube, space, used),
-            taken: former(kube, space, taken, made=KUBETEMPLATESPAWNER),
-            small: former(kube, space, small, size="2Mi"),
-        }
-        await remember(hub, **{user: f"old-{user}" for user in before})
         async with signed_in(hub, used) as user:
             for _ in range(2):
                 log = await start(hub, user, template)
@@ -382,6 +382,6 @@ async def test_a_volume_of_a_former_spawner_is_used_or_taken_over(
                 assert now["spec"]["resources"] == before[name]["spec"]["resources"]
                 await hub.delete_user(name)
                 assert kube.get("pvc", space, f"old-{name}") is None
-        for name in before:
+        for name in (used, taken, small):
             assert kube.get("pvc", space, f"home-{name}") is None
         kube("delete", "pvc", f"old-{used}", "-n", space)
