@@ -19,7 +19,7 @@ from lightkube_template_spawner.applying import Applying
 from lightkube_template_spawner.cluster import Cluster
 from lightkube_template_spawner.connection import Route
 from lightkube_template_spawner.errors import Forbidden, NameTaken, StartFailed
-from lightkube_template_spawner.identity import KINDS, WAIT, Identity, Policy
+from lightkube_template_spawner.identity import KINDS, USERID, WAIT, Identity, Policy
 from lightkube_template_spawner.manifests import Plan, Planned, Rules
 from lightkube_template_spawner.patience import within
 from lightkube_template_spawner.record import Connection, Record
@@ -110,11 +110,22 @@ class Launcher:
         return plan, kinds
 
     def _check_name(self) -> None:
+        """Objects that go by this user's name may have been made for somebody else."""
+        own = str(self.identity.userid)
         for live in self.cluster.objects_of(self.identity.owner):
+            userid = live.meta.annotations.get(USERID, own)
             if self.another(live.meta):
                 raise NameTaken(
                     f"{live.reference} is that of another user, who was renamed and still goes by "
                     f"the name {self.identity.username!r} in the cluster"
+                )
+            if userid != own:
+                self.log.warning(
+                    "%s was made for user %s of the hub, whom it no longer knows: it is used, for "
+                    "the name %r is the same",
+                    live.reference,
+                    userid,
+                    self.identity.username,
                 )
 
     def _leftovers(self) -> list[Live]:

@@ -20,6 +20,7 @@ from jupyterhub import spawner as hub_spawner
 from jupyterhub.user import User
 from jupyterhub.utils import iterate_until
 from tornado import web
+from traitlets import TraitError
 from traitlets.config import Config
 from traitlets.config.loader import DeferredConfigString
 
@@ -1160,7 +1161,7 @@ async def test_a_new_user_of_a_former_name_is_somebody_else_even_without_records
 
 
 async def test_who_comes_back_after_the_database_was_lost_has_the_volume(
-    hub: FakeHub, fake: FakeApiServer
+    hub: FakeHub, fake: FakeApiServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub.user("first")
     user = hub.user()
@@ -1173,6 +1174,7 @@ async def test_who_comes_back_after_the_database_was_lost_has_the_volume(
     assert other.id == 2
     assert again.id == 1
     await hub.spawn(again)
+    assert f"home-{SLUG} was made for user 2 of the hub, whom it no longer knows" in caplog.text
     assert uid(fake, "PersistentVolumeClaim", f"home-{SLUG}") == volume
     assert len({item for item in hub.left() if "Claim/" in item}) == 1
     await hub.stop(again)
@@ -1406,3 +1408,17 @@ async def test_start_takes_no_longer_than_it_may(hub: FakeHub) -> None:
     with pytest.raises(hub_spawner.SpawnException, match="not ready after 1 s"):
         await hub.spawn(hub.user())
     assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("resource_kinds", ["Pod"]), ("extra_vars", 271828), ("instance_name", "271828 !"),
+])  # fmt: skip
+def test_a_setting_that_cannot_be_used_is_named_and_its_value_is_not(
+    name: str, value: object
+) -> None:
+    """JupyterHub's error page shows what the exception carries under this name."""
+    with pytest.raises(TraitError) as refused:
+        LightkubeTemplateSpawner(config=Config({"LightkubeTemplateSpawner": {name: value}}))
+    shown = vars(refused.value)["jupyterhub_message"]
+    assert f"the setting {name!r} of LightkubeTemplateSpawner cannot be used" in shown
+    assert "271828" not in shown

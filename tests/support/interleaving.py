@@ -410,7 +410,7 @@ class _Errors(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         if error and not any(known in str(error) for known in HUBS_OWN):
-            self.seen.append(f"{record.getMessage()}: {record.exc_info[1]!r}")
+            self.seen.append(f"{record.getMessage()}: {error!r}")
 
 
 def labels(item: Obj) -> dict[str, str]:
