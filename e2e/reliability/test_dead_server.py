@@ -10,7 +10,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,15 +26,14 @@ from e2e.cluster.model import TINY_IMAGE
 from e2e.conftest import MakeHub, signed_in
 from e2e.hub import Hub
 from e2e.kube import Kube
-from e2e.reliability.faults import Faults
+from e2e.reliability.faults import REPEAT, Faults
 from e2e.user import HubUser, ServerFailedError
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(150 * REPEAT)]
 
 Obj = dict[str, Any]
 # Everything that a server of these tests may have; EndpointSlices follow their Service.
-KINDS = "pods,secrets,services,configmaps,deployments,replicasets,persistentvolumeclaims"
-NOTICED = 1.0  # seconds, promised on a quiet machine; noted, not asserted
+KINDS = "pods,secrets,services,configmaps,deployments,statefulsets,persistentvolumeclaims"
 CONFIG = f"""
 {light.OPTIONS_ARE_TRAITS}
 c.Spawner.poll_interval = 3600
@@ -83,11 +82,10 @@ LABEL = {"app": light.NAME}
 SERVICE = obj("Service", connects=True, spec={"selector": LABEL, "ports": [{"port": 8888}]})
 
 
-def deployed() -> Obj:
+def controller(kind: str) -> Obj:
     template = {"metadata": {"labels": LABEL}, "spec": pod_spec("Always")}
-    return obj(
-        "Deployment", "apps/v1", spec={"selector": {"matchLabels": LABEL}, "template": template}
-    )
+    spec = {"selector": {"matchLabels": LABEL}, "template": template}
+    return obj(kind, "apps/v1", spec=spec)
 
 
 def labelled(pod: Obj) -> Obj:
@@ -118,6 +116,7 @@ class Server:
     def __init__(self, kube: Kube, space: str, hub: Hub, user: HubUser) -> None:
         self.kube, self.space, self.hub, self.user = kube, space, hub, user
         self.pod = f"jupyter-{user.name}"
+        self.here = ("-n", space)
         self._log = 0
 
     async def start(self, template: str, **traits: object) -> list[str]:
@@ -173,18 +172,37 @@ class Server:
         faults.saw("stopped after, in s", time.monotonic() - began)
         assert await self.names() == self.kept
 
+    async def running_pod(self) -> Obj:
+        """The metadata of its pod that is not going away, once there is one."""
+        mine = f"hub.jupyter.org/username={self.user.name}"
+        found: list[Obj] = []
+
+        async def there() -> list[Obj]:
+            pods = await anyio.to_thread.run_sync(self.kube.list, "pods", self.space, mine)
+            metas = [pod["metadata"] for pod in pods]
+            found[:] = [meta for meta in metas if not meta.get("deletionTimestamp")]
+            return found
+
+        await until(there)
+        return found[0]
+
+    async def until_answers(self) -> None:
+        """The server itself answers through the proxy: it knows no page, and is not the hub."""
+
+        async def answers() -> bool:
+            with anyio.move_on_after(2):  # a connection to the pod that went may hang for long
+                page = await self.user.page(f"/user/{self.user.name}/")
+                return page.status_code == 404 and "x-jupyterhub-version" not in page.headers
+            return False
+
+        await until(answers)
+
     async def tells(self, reason: str) -> None:
         """The page that the user comes to says why; nothing starts by itself."""
         page = await self.user.page(f"/user/{self.user.name}/")
         assert page.status_code == 424, page.text
         assert re.search(f"Your server ended: {reason}", page.text), page.text
         assert await self.names() == self.kept
-
-
-@contextlib.asynccontextmanager
-async def server_of(kube: Kube, space: str, hub: Hub, name: str) -> AsyncGenerator[Server]:
-    async with signed_in(hub, name) as user:
-        yield Server(kube, space, hub, user)
 
 
 async def until(condition: Callable[[], Awaitable[Any]], timeout: float = 45) -> None:
@@ -246,170 +264,6 @@ DEATHS = {
 
 
 MakeChart = Callable[..., str]
-Story = Callable[[Faults], Awaitable[None]]
-
-
-async def at_once(faults: Faults, stories: Iterable[Story]) -> None:
-    """A few kinds of faults at a time, each with turns of its own: most of them wait."""
-    few = anyio.CapacityLimiter(3)
-
-    async def tell(story: Story) -> None:
-        async with few:
-            await story(Faults(faults.promise, faults.report))
-
-    async with anyio.create_task_group() as group:
-        for story in stories:
-            group.start_soon(tell, story)
-
-
-async def test_a_death_is_noticed_told_and_cleaned_up(
-    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: MakeChart
-) -> None:
-    async def die(name: str, faults: Faults) -> None:
-        death = DEATHS[name]
-        pod = labelled(obj("Pod", spec=death.spec, connects=not death.service))
-        template = make_chart(pod=pod, **({"service": SERVICE} if death.service else {}))
-        async with server_of(kube, space, hub, f"d{list(DEATHS).index(name)}") as server:
-            told = await server.start(template, **death.traits)
-            for _ in faults(name):
-                assert not any("last server" in text for text in told[1:])
-                await server.buried(faults, await death.kill(server), death.reason)
-                await server.tells(death.reason)
-                told = await server.start(template, **death.traits)  # without an administrator
-                assert re.match(f"Your last server ended: {death.reason}", told[0])
-            await server.user.stop_server()
-
-    async def complete(faults: Faults) -> None:
-        template = make_chart(pod=obj("Pod", spec=pod_spec(), connects=True))
-        async with server_of(kube, space, hub, "completes") as server:
-            for _ in faults("it ends by itself, well"):
-                await server.start(template)
-                began = await server.end("exit 0")
-                await server.buried(faults, began, r"Completed \(exit code 0\)")
-                page = await server.user.page(f"/user/{server.user.name}/")
-                assert "is not running" in page.text
-                assert "failed" not in page.text
-
-    await at_once(faults, [*(partial(die, name) for name in DEATHS), complete])
-
-
-async def test_a_hub_finds_a_server_that_died_meanwhile(
-    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: MakeChart
-) -> None:
-    template = make_chart(pod=obj("Pod", spec=pod_spec(), connects=True))
-    async with server_of(kube, space, hub, "meanwhile") as server:
-        for _ in faults("its pod deleted while no hub runs"):
-            await server.start(template)
-            await hub.kill()
-            await server.fault("delete", "pod", server.pod, "-n", space)
-            await hub.start()
-            await server.until_stopped()
-            assert await server.names() == server.kept
-            told = await server.start(template)
-            assert told[0] == f"Your last server ended: Pod/{space}/{server.pod} was deleted"
-            await server.user.stop_server()
-
-
-async def test_a_start_into_a_burial_waits_for_its_end(
-    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: MakeChart
-) -> None:
-    template = make_chart(pod=obj("Pod", spec=pod_spec(), connects=True))
-    async with server_of(kube, space, hub, "hurried") as server:
-        await server.start(template)
-        for _ in faults("a start while a dead server is removed"):
-            before = kube.get("pod", space, server.pod)
-            await server.fault("delete", "pod", server.pod, "-n", space, "--wait=false")
-            told = await server.start(template)
-            after = kube.get("pod", space, server.pod)
-            assert before is not None
-            assert after is not None
-            assert after["metadata"]["uid"] != before["metadata"]["uid"]
-            assert any("Applied" in text for text in told)
-            await until_answers(server.user)
-            text = hub.log.read_text()[server._log :]
-            assert not re.search(r"Traceback|Unhandled", text), text
-        await server.user.stop_server()
-
-
-async def until_answers(user: HubUser) -> None:
-    """The server itself answers through the proxy: it knows no page, and is not the hub."""
-
-    async def answers() -> bool:
-        page = await user.page(f"/user/{user.name}/")
-        return page.status_code == 404 and "x-jupyterhub-version" not in page.headers
-
-    await until(answers)
-
-
-# -- servers that others replace or move ----------------------------------------------------------
-
-
-async def test_a_server_that_is_restarted_or_replaced_is_not_dead(
-    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: MakeChart
-) -> None:
-    pod = make_chart(pod=obj("Pod", spec=pod_spec("OnFailure"), connects=True))
-    deployment = make_chart(deployment=deployed(), service=SERVICE)
-
-    async def pod_of(server: Server) -> str:
-        """The pod of a Deployment that is not going away."""
-        selector = f"hub.jupyter.org/username={server.user.name}"
-        found: list[str] = []
-
-        async def there() -> list[str]:
-            pods = await anyio.to_thread.run_sync(kube.list, "pods", space, selector)
-            metas = [pod["metadata"] for pod in pods]
-            found[:] = [meta["name"] for meta in metas if not meta.get("deletionTimestamp")]
-            return found
-
-        await until(there)
-        return found[0]
-
-    async def restarted(faults: Faults) -> None:
-        async with server_of(kube, space, hub, "restarts") as server:
-            for _ in faults("out of memory, restarted in place"):
-                await server.start(pod)
-                before = await server.names()
-                began = await server.end(ONCE + USE_UP_MEMORY)
-                told = r"was restarted in place: OOMKilled \(exit code 137\), restart 1"
-                await server.logged(f"restarts {told}")
-                faults.saw("noticed after, in s", time.monotonic() - began)
-                assert "" in await server.user.servers()
-                assert await server.names() == before
-                await server.user.stop_server()
-                again = await server.start(pod)
-                assert re.match(f"Your last server {told}", again[0])
-                await server.user.stop_server()
-
-    async def replaced(faults: Faults) -> None:
-        async with server_of(kube, space, hub, "replaced") as server:
-            await server.start(deployment)
-            for _ in faults("the pod of a Deployment deleted by hand"):
-                name = await pod_of(server)
-                began = await server.fault("delete", "pod", name, "-n", space, "--wait=false")
-                assert await pod_of(server) != name
-                await until_answers(server.user)
-                faults.saw("answered again after, in s", time.monotonic() - began)
-                assert "" in await server.user.servers()
-                assert "replaced ended:" not in hub.log.read_text()
-            await server.user.stop_server()
-
-    async def crash_loop(faults: Faults) -> None:
-        async with server_of(kube, space, hub, "loops") as server:
-            for _ in faults("the pod of a Deployment in a crash loop"):
-                await server.start(deployment, crash_loop_restarts=1)
-                began = await server.end("exit 6", await pod_of(server))
-                reason = r"Error \(exit code 6\), again after 1 restarts"
-                await server.buried(faults, began, reason)
-
-    async def no_pod(faults: Faults) -> None:
-        async with server_of(kube, space, hub, "scaled") as server:
-            for _ in faults("a Deployment scaled to nothing"):
-                await server.start(deployment, replacement_timeout=2)
-                which = f"deployment/{server.pod}"
-                began = await server.fault("scale", which, "--replicas=0", "-n", space)
-                await server.buried(faults, began, "no pod of the server runs: .*, for 2 s")
-
-    await at_once(faults, [restarted, replaced, crash_loop, no_pod])
 
 
 @pytest.fixture
@@ -433,44 +287,146 @@ def backends(kube: Kube, space: str) -> Iterator[list[str]]:
     kube("delete", "pod", "one", "two", "-n", space, "--wait=false")
 
 
-async def test_the_route_follows_an_address_that_changes(
-    hub: Hub,
-    kube: Kube,
-    space: str,
-    faults: Faults,
-    make_chart: MakeChart,
-    backends: list[str],
-) -> None:
-    """Any kind may be what the hub connects to: here one whose address a test can change."""
-    where = obj("ConfigMap", connects=True, data={"address": f"http://{backends[0]}:8888"})
-    where["metadata"]["annotations"] = {
-        **CONNECTION,
-        "kubetemplatespawner/connection-address": "{.data.address}",
-    }
-    template = make_chart(where=where)
-    async with server_of(kube, space, hub, "moves") as server:
-        await server.start(template)
+class Scene(NamedTuple):
+    """Where the stories play."""
 
-        async def says(word: str) -> None:
-            async def said() -> bool:
-                return (await server.user.page("/user/moves/")).text.strip() == word
+    hub: Hub
+    kube: Kube
+    space: str
+    make_chart: MakeChart
+    backends: list[str]
 
-            await until(said)
+    @contextlib.asynccontextmanager
+    async def server_of(self, name: str) -> AsyncGenerator[Server]:
+        async with signed_in(self.hub, name) as user:
+            yield Server(self.kube, self.space, self.hub, user)
 
-        await says("one")
-        to = 0
-        for turn in faults("the address of the connection object changes"):
-            to = turn % 2
-            patch = json.dumps({"data": {"address": f"http://{backends[to]}:8888"}})
-            began = await server.fault("patch", "configmap", server.pod, "-n", space, "-p", patch)
-            await says(["one", "two"][to])
-            faults.saw("the proxy followed after, in s", time.monotonic() - began)
-            assert "" in await server.user.servers()
-        await hub.restart()  # which compares its database with what the cluster says
-        await says(["one", "two"][to])
-        assert "had invalid url" not in hub.log.read_text()[server._log :]
+
+@pytest.fixture
+def scene(hub: Hub, kube: Kube, space: str, make_chart: MakeChart, backends: list[str]) -> Scene:
+    return Scene(hub, kube, space, make_chart, backends)
+
+
+Story = Callable[[Scene, Faults], Awaitable[None]]
+
+
+async def test_who_dies_is_buried_and_who_lives_is_not(scene: Scene, faults: Faults) -> None:
+    """A few kinds of faults at a time, each with turns of its own: most of them wait."""
+    few = anyio.CapacityLimiter(4)
+    loss = [partial(lose, name) for name in LOSSES]
+    deaths = [partial(die, name) for name in DEATHS]
+    kept = [partial(replace, kind) for kind in ("Deployment", "StatefulSet")]
+    stories: list[Story] = [*loss, *deaths, *kept]
+    stories += [complete, restart, loop, have_no_pod, hurry]
+
+    async def tell(story: Story) -> None:
+        async with few:
+            await story(scene, Faults(faults.promise, faults.report))
+
+    async with anyio.create_task_group() as group:
+        for story in stories:
+            group.start_soon(tell, story)
+
+
+async def die(name: str, scene: Scene, faults: Faults) -> None:
+    death = DEATHS[name]
+    pod = labelled(obj("Pod", spec=death.spec, connects=not death.service))
+    template = scene.make_chart(pod=pod, **({"service": SERVICE} if death.service else {}))
+    async with scene.server_of(f"d{list(DEATHS).index(name)}") as server:
+        told = await server.start(template, **death.traits)
+        for _ in faults(name):
+            assert not any("last server" in text for text in told[1:])
+            await server.buried(faults, await death.kill(server), death.reason)
+            await server.tells(death.reason)
+            told = await server.start(template, **death.traits)  # without an administrator
+            assert re.match(f"Your last server ended: {death.reason}", told[0])
         await server.user.stop_server()
-        assert await server.names() == server.kept
+        await scene.hub.delete_user(server.user.name)
+        assert await server.names() == []
+
+
+async def complete(scene: Scene, faults: Faults) -> None:
+    template = scene.make_chart(pod=obj("Pod", spec=pod_spec(), connects=True))
+    async with scene.server_of("completes") as server:
+        for _ in faults("it ends by itself, well"):
+            await server.start(template)
+            began = await server.end("exit 0")
+            await server.buried(faults, began, r"Completed \(exit code 0\)")
+            page = await server.user.page(f"/user/{server.user.name}/")
+            assert "is not running" in page.text
+            assert "failed" not in page.text
+
+
+async def hurry(scene: Scene, faults: Faults) -> None:
+    """A start that comes while a dead server is removed waits for the end of it."""
+    template = scene.make_chart(pod=obj("Pod", spec=pod_spec(), connects=True))
+    async with scene.server_of("hurried") as server:
+        await server.start(template)
+        for _ in faults("a start while a dead server is removed"):
+            before = await server.running_pod()
+            began = await server.fault("delete", "pod", server.pod, *server.here, "--wait=false")
+            told = await server.start(template)
+            faults.saw("the next one was ready after, in s", time.monotonic() - began)
+            assert any("Applied" in text for text in told)
+            assert (await server.running_pod())["uid"] != before["uid"]
+            await server.until_answers()
+        await server.user.stop_server()
+
+
+# -- servers that others restart or replace -------------------------------------------------------
+
+
+async def restart(scene: Scene, faults: Faults) -> None:
+    template = scene.make_chart(pod=obj("Pod", spec=pod_spec("OnFailure"), connects=True))
+    async with scene.server_of("restarts") as server:
+        for _ in faults("out of memory, restarted in place"):
+            await server.start(template)
+            before = await server.names()
+            began = await server.end(ONCE + USE_UP_MEMORY)
+            told = r"was restarted in place: OOMKilled \(exit code 137\), restart 1"
+            await server.logged(f"restarts {told}")
+            faults.saw("noticed after, in s", time.monotonic() - began)
+            assert "" in await server.user.servers()
+            assert await server.names() == before
+            await server.user.stop_server()
+            again = await server.start(template)
+            assert re.match(f"Your last server {told}", again[0])
+            await server.user.stop_server()
+
+
+async def replace(kind: str, scene: Scene, faults: Faults) -> None:
+    template = scene.make_chart(controller=controller(kind), service=SERVICE)
+    async with scene.server_of(f"by-{kind.lower()}") as server:
+        await server.start(template)
+        for _ in faults(f"the pod of a {kind} deleted by hand"):
+            old = await server.running_pod()
+            which = ("delete", "pod", old["name"], *server.here, "--wait=false")
+            began = await server.fault(*which)
+            assert (await server.running_pod())["uid"] != old["uid"]
+            await server.until_answers()
+            faults.saw("answered again after, in s", time.monotonic() - began)
+            assert "" in await server.user.servers()
+            assert f"{server.user.name} ended:" not in scene.hub.log.read_text()
+        await server.user.stop_server()
+
+
+async def loop(scene: Scene, faults: Faults) -> None:
+    template = scene.make_chart(controller=controller("Deployment"), service=SERVICE)
+    async with scene.server_of("loops") as server:
+        for _ in faults("the pod of a Deployment in a crash loop"):
+            await server.start(template, crash_loop_restarts=1)
+            began = await server.end("exit 6", (await server.running_pod())["name"])
+            await server.buried(faults, began, r"Error \(exit code 6\), again after 1 restarts")
+
+
+async def have_no_pod(scene: Scene, faults: Faults) -> None:
+    template = scene.make_chart(controller=controller("Deployment"), service=SERVICE)
+    async with scene.server_of("scaled") as server:
+        for _ in faults("a Deployment scaled to nothing"):
+            await server.start(template, replacement_timeout=2)
+            which = f"deployment/{server.pod}"
+            began = await server.fault("scale", which, "--replicas=0", *server.here)
+            await server.buried(faults, began, "no pod of the server runs: .*, for 2 s")
 
 
 # -- lost nodes -----------------------------------------------------------------------------------
@@ -482,46 +438,44 @@ class LostNode:
     What a kubelet would write of its pod is written here.
     """
 
-    def __init__(self, kube: Kube, space: str, address: str, name: str) -> None:
-        self.kube, self.space, self.address = kube, space, address
-        self.name = name
+    def __init__(self, scene: Scene, name: str) -> None:
+        self.scene, self.name = scene, name
 
     async def __aenter__(self) -> Self:
         taint = {"key": "e2e/lost", "effect": "NoSchedule"}
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name}}
-        self.kube.create({**node, "spec": {"taints": [taint]}})
-        self.beat()
+        self.scene.kube.create({**node, "spec": {"taints": [taint]}})
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.kube("delete", "node", self.name)
+        self.scene.kube("delete", "node", self.name)
 
     def beat(self) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": ""}
         patch = {"status": {"conditions": [{**ready, "lastHeartbeatTime": now}]}}
         status = ("--subresource=status", "-p", json.dumps(patch))
-        self.kube("patch", "node", self.name, *status)
+        self.scene.kube("patch", "node", self.name, *status)
 
     async def run(self, pod: str) -> None:
         """Write that the pod runs, as soon as it is there."""
+        kube, space = self.scene.kube, self.scene.space
 
         async def there() -> Any:
             self.beat()
-            return self.kube.get("pod", self.space, pod)
+            return kube.get("pod", space, pod)
 
         await until(there)
         container = {"name": "server", "ready": True, "started": True, "restartCount": 0}
         container |= {"image": "x", "imageID": "", "state": {"running": {}}}
         conditions = [{"type": name, "status": "True"} for name in ("Ready", "ContainersReady")]
-        status = {"phase": "Running", "podIP": self.address, "conditions": conditions}
+        status = {"phase": "Running", "podIP": self.scene.backends[0], "conditions": conditions}
         patch = json.dumps({"status": {**status, "containerStatuses": [container]}})
-        place = ("-n", self.space, "--subresource=status", "-p", patch)
-        self.kube("patch", "pod", pod, *place)
+        kube("patch", "pod", pod, "-n", space, "--subresource=status", "-p", patch)
 
 
 FOR_EVER: Obj = {"tolerations": [{"operator": "Exists"}]}
-CASES = {
+LOSSES = {
     # Nobody but us would ever give it up.
     "a node lost, its pod tolerates that": (FOR_EVER, "node .* does not answer, for 2 s"),
     # Kubernetes evicts it, after five seconds in this cluster.
@@ -529,44 +483,89 @@ CASES = {
 }
 
 
-async def test_a_server_on_a_lost_node(
-    hub: Hub, kube: Kube, space: str, faults: Faults, make_chart: MakeChart, backends: list[str]
-) -> None:
-    elsewhere = make_chart(pod=obj("Pod", spec=pod_spec(), connects=True))
+async def lose(name: str, scene: Scene, faults: Faults) -> None:
+    spec, reason = LOSSES[name]
+    user = f"lost{list(LOSSES).index(name)}"
+    elsewhere = scene.make_chart(pod=obj("Pod", spec=pod_spec(), connects=True))
+    async with scene.server_of(user) as server:
+        for _ in faults(name):
+            async with LostNode(scene, f"{scene.space}-{user}") as node:
+                lost = pod_spec(nodeName=node.name, **spec)
+                chart = scene.make_chart(lost=obj("Pod", spec=lost, connects=True))
+                asked = {"template_path": chart, "node_lost_timeout": 2 if spec else 300}
+                await server.user.start_server(options=asked)
+                await node.run(server.pod)
+                await server.user.wait_ready()
+                began = await server.fault("get", "node", node.name)  # no heartbeat from now on
+                await server.logged(f"{user}: node {node.name} does not answer")
+                faults.saw("Kubernetes says so after, in s", time.monotonic() - began)
+                assert "" in await server.user.servers()
+                await server.logged(f"{user} ended: {reason}")
+                faults.saw("given up after, in s", time.monotonic() - began)
+                await server.until_stopped()
+                held = f"Pod/{scene.space}/{server.pod} is still on node {node.name}, which does"
+                assert await server.names() == [*server.kept, f"Pod/{server.pod}"]
+                await server.logged(held)
+                page = await server.user.page(f"/user/{user}/")
+                assert re.search(f"Your server ended: {reason}", page.text), page.text
+                # Its volume may still be in use: the next start says so at once, and why.
+                asking = time.monotonic()
+                with pytest.raises(ServerFailedError, match=held):
+                    await server.start(elsewhere)
+                faults.saw("the next start refused after, in s", time.monotonic() - asking)
+                told = await server.start(elsewhere, force_delete_lost_pods=True)
+                assert any("Applied" in text for text in told)
+                await server.user.stop_server()
+                assert await server.names() == server.kept
 
-    async def lose(name: str, faults: Faults) -> None:
-        spec, reason = CASES[name]
-        user = f"lost{list(CASES).index(name)}"
-        async with server_of(kube, space, hub, user) as server:
-            for _ in faults(name):
-                async with LostNode(kube, space, backends[0], f"{space}-{user}") as node:
-                    lost = pod_spec(nodeName=node.name, **spec)
-                    chart = make_chart(lost=obj("Pod", spec=lost, connects=True))
-                    patience = 2 if spec else 300
-                    asked = {"template_path": chart, "node_lost_timeout": patience}
-                    await server.user.start_server(options=asked)
-                    await node.run(server.pod)
-                    await server.user.wait_ready()
-                    began = await server.fault("get", "node", node.name)  # its last heartbeat was
-                    await server.logged(f"{user}: node {node.name} does not answer")
-                    faults.saw("Kubernetes says so after, in s", time.monotonic() - began)
-                    assert "" in await server.user.servers()
-                    await server.logged(f"{user} ended: {reason}")
-                    faults.saw("given up after, in s", time.monotonic() - began)
-                    await server.until_stopped()
-                    held = f"Pod/{space}/{server.pod} is still on node {node.name}, which does not"
-                    assert await server.names() == [*server.kept, f"Pod/{server.pod}"]
-                    await server.logged(held)
-                    page = await server.user.page(f"/user/{user}/")
-                    assert re.search(f"Your server ended: {reason}", page.text), page.text
-                    # Its volume may still be in use: the next start says so at once, and why.
-                    asking = time.monotonic()
-                    with pytest.raises(ServerFailedError, match=held):
-                        await server.start(elsewhere)
-                    faults.saw("the next start refused after, in s", time.monotonic() - asking)
-                    told = await server.start(elsewhere, force_delete_lost_pods=True)
-                    assert any("Applied" in text for text in told)
-                    await server.user.stop_server()
-                    assert await server.names() == server.kept
 
-    await at_once(faults, [partial(lose, name) for name in CASES])
+# -- with the hub itself --------------------------------------------------------------------------
+
+
+async def test_a_hub_finds_a_server_that_died_meanwhile(scene: Scene, faults: Faults) -> None:
+    template = scene.make_chart(pod=obj("Pod", spec=pod_spec(), connects=True))
+    async with scene.server_of("meanwhile") as server:
+        for _ in faults("its pod deleted while no hub runs"):
+            await server.start(template)
+            await scene.hub.kill()
+            await server.fault("delete", "pod", server.pod, *server.here)
+            await scene.hub.start()
+            await server.until_stopped()
+            assert await server.names() == server.kept
+            told = await server.start(template)
+            assert told[0] == f"Your last server ended: Pod/{scene.space}/{server.pod} was deleted"
+            await server.user.stop_server()
+
+
+async def test_the_route_follows_an_address_that_changes(scene: Scene, faults: Faults) -> None:
+    """Any kind may be what the hub connects to: here one whose address a test can change."""
+
+    def address(number: int) -> Obj:
+        return {"data": {"address": f"http://{scene.backends[number]}:8888"}}
+
+    where = obj("ConfigMap", connects=True, **address(0))
+    path = {"kubetemplatespawner/connection-address": "{.data.address}"}
+    where["metadata"]["annotations"] = {**CONNECTION, **path}
+    async with scene.server_of("moves") as server:
+        await server.start(scene.make_chart(where=where))
+
+        async def says(word: str) -> None:
+            async def said() -> bool:
+                return (await server.user.page("/user/moves/")).text.strip() == word
+
+            await until(said)
+
+        await says("one")
+        to = 0
+        for turn in faults("the address of the connection object changes"):
+            to = turn % 2
+            patch = json.dumps(address(to))
+            began = await server.fault("patch", "configmap", server.pod, *server.here, "-p", patch)
+            await says(["one", "two"][to])
+            faults.saw("the proxy followed after, in s", time.monotonic() - began)
+            assert "" in await server.user.servers()
+        await scene.hub.restart()  # which compares its database with what the cluster says
+        await says(["one", "two"][to])
+        assert "had invalid url" not in scene.hub.log.read_text()[server._log :]
+        await server.user.stop_server()
+        assert await server.names() == server.kept

@@ -320,22 +320,3 @@ async def test_a_failed_start_tells_why_and_leaves_the_volume_only(
             await user.wait_ready()
         await until_state(hub, user.name, "stopped")
         assert names(kube, space, user.name) == kept(user.name)
-
-
-async def test_a_pod_deleted_by_hand_is_noticed_and_the_next_start_works(
-    hub: Hub, kube: Kube, space: str, chart: str
-) -> None:
-    async with logged_in(hub, "by-hand") as user:
-        await start(user, chart)
-        await user.wait_ready()
-        before = uid(kube, space, user.name)
-        assert names(kube, space, user.name) == everything(user.name)
-        kube("delete", "pod", f"jupyter-{user.name}", "-n", space)
-        await until_state(hub, user.name, "stopped")
-        assert names(kube, space, user.name) == kept(user.name)
-        await start(user, chart)
-        await user.wait_ready()
-        assert uid(kube, space, user.name) not in ("", before)
-        await user.stop_server()
-        await hub.delete_user(user.name)
-        assert names(kube, space, user.name) == []
