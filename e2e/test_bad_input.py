@@ -245,6 +245,9 @@ async def test_a_hub_with_bad_traits_names_them_and_forgets_no_server(
     answer = await hub.request("POST", user_path(user.name, "servers", ""))
     assert answer.status_code == 500
     await hub.wait_for_log("resource_kinds: 'Pod' is not written as `v1/Pod`")
+    page = await user.page("/hub/home")
+    assert page.status_code == 500
+    assert "&#39;resource_kinds&#39; of LightkubeTemplateSpawner cannot be used" in page.text
     config.write_text(good)
     await hub.restart()
     assert left(kube, space) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from jupyterhub import spawner as hub_spawner
 from jupyterhub.spawner import Spawner
 from sqlalchemy.orm import object_session
 from tornado import web
-from traitlets import Integer, default, validate
+from traitlets import Integer, TraitError, default, validate
 from traitlets.config.loader import DeferredConfig, LazyConfigValue
 
 from lightkube_template_spawner import (
@@ -99,9 +100,22 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         self._vigil = Vigil(self)
         self._certificate: Certificate | None = None  # of the start that is under way
         self._mask = Mask({})
-        super().__init__(**kwargs)
+        try:
+            super().__init__(**kwargs)
+        except TraitError as error:
+            # The hub's error page shows this; the value, which may be secret, is for its log.
+            vars(error)["jupyterhub_message"] = self._unusable(str(error))
+            raise
         self._inherit_kubespawner_settings()
         startup.when_hub_has_started(LightkubeTemplateSpawner)
+
+    @classmethod
+    def _unusable(cls, error: str) -> str:
+        """Which setting keeps every server of the hub from being looked at."""
+        words = re.findall(r"\w+", error)
+        named = sorted(set(words) & set(cls.class_trait_names(config=True)), key=words.index)
+        what = f"the setting {named[0]!r}" if named else "a setting"
+        return f"{what} of {cls.__name__} cannot be used: the hub's log says why"
 
     @default("env_keep")
     def _default_env_keep(self) -> list[str]:
