@@ -91,6 +91,9 @@ def refused(what: str) -> str:
     (Symptom(EVENT, "p", "FailedMount: ... references non-existent secret key: k"),
      "mount-missing"),
     (Symptom(EVENT, "p", "FailedAttachVolume: Multi-Attach error for volume"), "mount"),
+    (Symptom(EVENT, "p", 'FailedMount: failed to fetch PVC from API server: persistentvolumeclaims '
+                         '"c" is forbidden: User "system:node:n" cannot get resource: no '
+                         "relationship found between node 'n' and this object"), "mount"),
     (Symptom(EVENT, "p", "FailedCreatePodSandBox: Failed to create pod sandbox"), "sandbox"),
     (Symptom(EVENT, "c", 'ProvisioningFailed: storageclass.storage.k8s.io "x" not found'),
      "storage-class"),
