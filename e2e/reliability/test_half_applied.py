@@ -17,10 +17,10 @@ from e2e.conftest import MakeHub, signed_in
 from e2e.faultproxy import FaultProxy, KubeConfig
 from e2e.hub import Hub, user_path
 from e2e.kube import Kube
-from e2e.reliability.faults import Faults
+from e2e.reliability.faults import REPEAT, Faults
 from e2e.user import HubUser, ServerFailedError
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(REPEAT * 150)]
 
 # In the order of the template; the first outlives the server.
 PLURALS = ("persistentvolumeclaims", "secrets", "configmaps", "networkpolicies", "pods")

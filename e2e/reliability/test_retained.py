@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from e2e import light
+from e2e.cluster.model import TINY_IMAGE
 from e2e.conftest import MakeHub, signed_in
 from e2e.hub import Hub
 from e2e.kube import Kube
 from e2e.reliability.faults import REPEAT, Faults
 from e2e.user import HubUser
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(REPEAT * 150)]
 
 VALUES = {"size": "1Mi", "class": "e2e-immediate", "tier": "bronze", "n": 1}
 CLAIM = """
@@ -42,7 +43,7 @@ metadata:
 GATED = f"""
 schedulingGates: [{{name: e2e/never}}]
 containers:
-  - {{name: c, image: {light.TINY_IMAGE}, env: [{{name: KEY, value: "{{{{ .Values.n }}}}"}}]}}
+  - {{name: c, image: {TINY_IMAGE}, env: [{{name: KEY, value: "{{{{ .Values.n }}}}"}}]}}
 """
 
 
@@ -124,7 +125,7 @@ spec:
       automountServiceAccountToken: false
       containers:
         - name: server
-          image: {light.TINY_IMAGE}
+          image: {TINY_IMAGE}
           command: [/bin/sh, -c, "{WRITE}; trap 'exit 0' TERM; httpd -f -p 8888 & wait $!"]
           volumeMounts: [{{name: data, mountPath: /data}}]
   volumeClaimTemplates:
@@ -249,7 +250,7 @@ async def test_what_cannot_be_changed_is_new_or_kept(
     template = light.chart(tmp_path, pod=light.pod(), **OTHERS)
     for turn in faults("pod spec, Service type, Job template, claim template changed"):
         async with signed_in(hub, f"passing-{turn}") as user:
-            given = {"lifecycle": "server-stopped", "type": "NodePort"}
+            given: dict[str, Any] = {"lifecycle": "server-stopped", "type": "NodePort"}
             await start(hub, user, template, **given)
             before = {kind: there(kube, kind, space, user.name) for kind in KINDS}
             log = await start_again(hub, user, template, **given, n=2)

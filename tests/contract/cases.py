@@ -190,7 +190,7 @@ async def apply_without_the_fields_in_conflict_leaves_them_and_writes_the_rest(
 @case
 async def apply_by_force_is_bound_to_its_uid_too(api: Api, space: str) -> None:
     before = await post(api, CONFIG, config(space, labels={"a": "theirs"}))
-    wanted = {"data": {"k": "2"}, "labels": {"a": "ours"}}
+    wanted: Obj = {"data": {"k": "2"}, "labels": {"a": "ours"}}
     other = "00000000-0000-4000-8000-000000000000"
     with pytest.raises((Conflict, Invalid)):
         await api.apply(CONFIG, config(space, uid=other, **wanted), manager="lts:a", force=True)
