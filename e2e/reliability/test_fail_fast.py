@@ -176,7 +176,7 @@ CASES = {
         HUGE, "unschedulable", "Unschedulable: .*Insufficient cpu", **IMPATIENT
     ),
     "a pod that fits on no node until time is up": bare(
-        HUGE, "unschedulable", r"not ready after \d+ s: .*Insufficient cpu", k8s_timeout=10
+        HUGE, "unschedulable", r"not ready after \d+ s: .*Insufficient cpu", k8s_timeout=20
     ),
     "a Deployment's pod that fits on no node": Case(
         controlled("Deployment", HUGE), "unschedulable", "Pod/.*Insufficient cpu", "", IMPATIENT
