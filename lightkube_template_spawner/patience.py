@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 _BACKOFF = (0.5, 4.0)  # seconds: the first, doubled up to the last
 _LONGEST_ASKED = 30.0  # a server that says when to come back is obeyed up to this
-_UNBOUNDED = 120.0  # for a caller without any deadline: nothing is repeated for ever
+_UNBOUNDED = 30.0  # for a caller without any deadline, such as the sweep
 LEARNING = 10.0  # seconds for which a server that is back may not know anybody's rights yet
 _SILENT = "the API server did not answer in time"
 
