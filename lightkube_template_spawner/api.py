@@ -50,10 +50,11 @@ _SEGMENT = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.:]*[A-Za-z0-9])?")
 _INVALID = frozenset({400, 405, 413, 415, 422})
 # A refused pod spec is repeated whole, the variables of its containers included.
 _DUMP = re.compile(r"(?<=Invalid value: )[\w.]*[{\[].*?[}\]](?=: )", re.DOTALL)
-# Apply reports a field that the schema lacks, or a duplicate list key, as a 500 without a reason.
+# Apply reports what it cannot read (a field that the schema lacks, a duplicate list key, a Secret
+# that is not base64) as a 500 without a reason; asked again, it says the same.
 # Many writers at once: the API server gives up on a quota's counter, not on the object.
 _CROWDED = "Operation cannot be fulfilled on resourcequotas"
-_TYPED = "failed to create typed patch object"
+_UNREADABLE = ("failed to create typed patch object", "failed to convert new object")
 
 
 def segment(text: object) -> str:
@@ -117,7 +118,7 @@ def error_from(status: object, code: int, fallback: str = "") -> ClusterError:
     kind: type[ClusterError] = known.get(code, Unavailable)
     if code == 409 and message.startswith(_CROWDED):
         kind = Unavailable
-    if code in _INVALID or (code == 500 and _TYPED in message):
+    if code in _INVALID or (code == 500 and message.startswith(_UNREADABLE)):
         kind = Invalid
     return kind(
         message,

@@ -73,6 +73,11 @@ ANSWERS: dict[str, tuple[Fault, type[ClusterError], int | None]] = {
         Invalid,
         500,
     ),
+    "unread 500": (
+        text(500, status(500, "failed to convert new object (a)"), "application/json"),
+        Invalid,
+        500,
+    ),
     "with charset": (text(409, status(409), "application/json; charset=utf-8"), Conflict, 409),
     "plain 429": (text(429, "Too many requests", Retry_After="7"), Unavailable, 429),
     "proxy's 502": (text(502, "<html>Bad Gateway</html>", "text/html"), Unavailable, 502),

@@ -41,6 +41,7 @@ CASES: list[Case] = []
 CONFIG = Kind("", "v1", "ConfigMap", "configmaps", True, frozenset({"deletecollection"}))
 YOUNG = Kind("contract.example.org", "v1", "Young", "youngs", namespaced=True)
 POD = Kind("", "v1", "Pod", "pods", True)
+SECRET = Kind("", "v1", "Secret", "secrets", True)
 SERVICE = Kind("", "v1", "Service", "services", True)
 EVENT = Kind("", "v1", "Event", "events", True)
 LIFECYCLE = "kubetemplatespawner/lifecycle"
@@ -229,6 +230,16 @@ async def apply_refuses_a_field_that_the_schema_lacks(api: Api, space: str) -> N
         await api.apply(SERVICE, manifest, manager="lts:a")
     assert caught.value.code == 500
     assert await get(api, SERVICE, space, "s") is None
+
+
+@case
+async def apply_refuses_a_secret_that_is_not_base64(api: Api, space: str) -> None:
+    head = {"name": "s", "namespace": space}
+    manifest = {"apiVersion": "v1", "kind": "Secret", "metadata": head, "data": {"a": "b"}}
+    with pytest.raises(Invalid, match="illegal base64 data") as caught:
+        await api.apply(SECRET, manifest, manager="lts:a")
+    assert caught.value.code == 500
+    assert await get(api, SECRET, space, "s") is None
 
 
 @case

@@ -653,6 +653,8 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
                 f"failed to create typed patch object ({key[0]}/{key[1]}; {served.api_version}, "
                 f"Kind={served.kind}): {unknown[0]}: field not declared in schema",
             )
+        if served.kind == "Secret":
+            _refuse_unreadable(body, key)
         live = self._store(served).get(key)
         if live is None:
             if wanted_uid:
@@ -909,6 +911,20 @@ def text(code: int, body: str, content_type: str = "text/plain", **headers: str)
 
 def _already(served: Served, name: str) -> Refusal:
     return Refusal(409, "AlreadyExists", f'{served.qualified} "{name}" already exists')
+
+
+def _refuse_unreadable(secret: Obj, key: Key) -> None:
+    for value in (secret.get("data") or {}).values():
+        try:
+            base64.b64decode(value, validate=True)
+        except ValueError:
+            raise Refusal(
+                500,
+                "",
+                f"failed to convert new object ({key[0]}/{key[1]}; /v1, Kind=Secret) to proper "
+                "version: unable to convert unstructured object to /v1, Kind=Secret: error "
+                "decoding from json: illegal base64 data at input byte 0",
+            ) from None
 
 
 def _absent(served: Served, name: str) -> Refusal:
