@@ -153,6 +153,7 @@ async def test_pauses_grow_and_are_never_long(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(anyio, "sleep", sleep)
     monkeypatch.setattr(anyio, "current_time", lambda: clock[0])
+    monkeypatch.setattr(module, "_UNBOUNDED", 1000)
     flaky = Flaky(*[DOWN] * 30, None)
     await retried(flaky, log)
     pauses = [later - earlier for earlier, later in pairwise(flaky.tries)]
