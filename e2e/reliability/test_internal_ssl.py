@@ -21,12 +21,12 @@ from e2e import light
 from e2e.cluster import Cluster
 from e2e.conftest import OWNED, Kube, MakeHub, signed_in
 from e2e.hub import Hub
-from e2e.reliability.faults import Faults
+from e2e.reliability.faults import REPEAT, Faults
 from e2e.search import Search
 from e2e.secure import SecureHub, client
 from e2e.user import HubUser, ServerFailedError
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]  # real servers, on a busy machine
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(REPEAT * 300)]
 
 PORT = 8888
 ID = re.compile(r"-[0-9a-f]{8}\.")  # at the end of the Service's name, new at each start

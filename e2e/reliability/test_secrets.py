@@ -14,11 +14,11 @@ from e2e import light
 from e2e.conftest import MakeHub
 from e2e.hub import Hub
 from e2e.kube import Kube
-from e2e.reliability.faults import Faults
+from e2e.reliability.faults import REPEAT, Faults
 from e2e.search import Search, children, dump, read
 from e2e.user import HubUser, ServerFailedError
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]  # real servers, on a busy machine
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(REPEAT * 300)]
 
 # A login leaves a secret in the auth state, a hook puts it into the environment, as sites do. Hooks
 # know the token before anything can fail; the file is the test's own.
