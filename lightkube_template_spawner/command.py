@@ -118,6 +118,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="look everywhere; needs the right to list cluster-wide",
     )
+    add(
+        "--cluster-kind",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="look for this kind without a namespace, too, as the trait `cluster_kinds` has it: "
+        "v1/Namespace; may be repeated (default: none)",
+    )
     add("--kubeconfig", default="", help="file (default: the pod's account, else $KUBECONFIG)")
     add("--context", default="", help="context of the kubeconfig (default: its current one)")
     add(
@@ -209,7 +217,9 @@ async def _close(cluster: Cluster) -> None:
 
 
 async def _once(sweep: Sweep, namespaces: list[str], options: argparse.Namespace) -> int:
-    found = await sweep.find(namespaces, min_age=options.min_age)
+    found = await sweep.find(
+        namespaces, cluster_kinds=options.cluster_kind, min_age=options.min_age
+    )
     doomed = [o for o in found.orphans if options.delete and (options.retained or not o.retained)]
     refused = ""
     if doomed:

@@ -125,7 +125,9 @@ async def report(settings: Settings, db: Any, log: logging.Logger) -> Found:
         timeout=settings.k8s_request_timeout,
     )
     literal = [name for name in settings.extra_namespaces if not set(name) & set("*?[")]
-    found = await Sweep(cluster, ask, log).find([settings.namespace, *literal])
+    found = await Sweep(cluster, ask, log).find(
+        [settings.namespace, *literal], cluster_kinds=settings.cluster_kinds
+    )
     for orphan in found.orphans[:_SHOWN]:
         log.warning("Orphan: %s", orphan)
     if found.orphans:

@@ -95,10 +95,13 @@ class Sweep:
         self._ask = ask
         self._log = log
 
-    async def find(self, namespaces: Iterable[str], *, min_age: float = 0) -> Found:
+    async def find(
+        self, namespaces: Iterable[str], *, cluster_kinds: Iterable[str] = (), min_age: float = 0
+    ) -> Found:
         """Orphans older than ``min_age`` seconds in ``namespaces``, or in all ("").
 
-        Namespaces that the hub has on record for its users are looked at, too.
+        Namespaces that the hub has on record for its users are looked at, too. Of kinds without a
+        namespace only ``cluster_kinds`` are: a namespace that goes takes everything with it.
 
         Raises:
             ClusterError: the API server could not be asked what it serves.
@@ -106,7 +109,7 @@ class Sweep:
         known = await self._ask()
         wanted = {*namespaces}
         wanted = {""} if "" in wanted else wanted | known.namespaces
-        found = await self._places(sorted(wanted))
+        found = await self._places(sorted(wanted), {*cluster_kinds})
         suspects: dict[str, Orphan] = {}
         places = found.looked_at
         for again in (False, True):
@@ -164,11 +167,15 @@ class Sweep:
         if left:
             raise RemovalIncomplete("; ".join(left))
 
-    async def _places(self, namespaces: Iterable[str]) -> Found:
+    async def _places(self, namespaces: Iterable[str], cluster_kinds: set[str]) -> Found:
         discovery = self._cluster.discovery
         found = Found()
         looked: dict[Place, bool] = {}
-        kinds = await discovery.holding()
+        kinds = [
+            kind
+            for kind in await discovery.holding()
+            if kind.namespaced or str(kind) in cluster_kinds
+        ]
         for namespace in namespaces:
             rules, complete = await discovery.rules(namespace or "default")
             for kind in kinds:

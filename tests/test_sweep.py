@@ -222,6 +222,17 @@ async def test_namespaces_on_record_are_looked_at_and_all_if_wanted(
     assert orphans(await sweep.find(["hub"])) == {f"{kind}/other/yours" for kind in THREE}
 
 
+async def test_kinds_without_a_namespace_are_looked_at_only_if_named(
+    fake: FakeApiServer, sweep: Sweep
+) -> None:
+    labels = {**YOU.user_labels, LIFECYCLE: Policy.USER_DELETED.value}
+    metadata = {"name": "user-yours", "labels": labels}
+    fake.put({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    assert orphans(await sweep.find([""])) == set()
+    found = await sweep.find(["hub"], cluster_kinds=["v1/Namespace"])
+    assert orphans(found) == {"Namespace//user-yours"}
+
+
 async def test_what_ends_or_starts_meanwhile_is_no_orphan(
     fake: FakeApiServer, sweep: Sweep, hub: HubOfTwo
 ) -> None:
