@@ -15,6 +15,8 @@ from jupyterhub.apihandlers.users import UserAPIHandler, UserServerAPIHandler
 from jupyterhub.auth import DummyAuthenticator
 from tornado import web
 
+from lightkube_template_spawner.startup import finish_stops
+
 log = logging.getLogger("hub")
 
 
@@ -101,6 +103,7 @@ class Clicks:
         names = ("db", "users", "proxy", "authenticator", "log")
         app = SimpleNamespace(log_level=logging.WARNING, **{n: self.settings[n] for n in names})
         await JupyterHub.init_spawners(app)
+        await finish_stops(app)
 
     async def _call(
         self, handler: type[_Quiet], method: str, *names: str, body: object = None

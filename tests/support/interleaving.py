@@ -33,7 +33,7 @@ SERVERS = st.sampled_from(["", "gpu"])
 PASSING = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 21])  # requests, after a step
 NEIGHBOUR = Identity(INSTANCE, "neighbour", userid=77)
 CALM = 0.004  # seconds that a step may take until it waits at the gate
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 # One of each lifecycle; the secret is confined to a start, the claim is never mounted.
 TEMPLATES = """
@@ -139,7 +139,7 @@ class Interleaving(RuleBasedStateMachine):
         enter: Callable[[], AbstractAsyncContextManager[World]],
     ) -> None:
         super().__init__()
-        self._run = run
+        self._runner = run
         self._context = enter()
         self._tasks: set[asyncio.Future[Any]] = set()
         self._removal: asyncio.Future[Any] | None = None
@@ -150,6 +150,13 @@ class Interleaving(RuleBasedStateMachine):
         self.world: World = run(self._context.__aenter__())
         self.identity = Identity(INSTANCE, self.world.username)
         run(self._begin())
+
+    def _run(self, what: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            return self._runner(what)
+        except BaseException as error:  # a replay may go another way: this one is to be seen
+            log.warning("!! %r", error)
+            raise
 
     async def _begin(self) -> None:
         log.warning("-- begin")
@@ -240,6 +247,8 @@ class Interleaving(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_loose(self) -> None:
+        if self._loose or self._log.seen:
+            log.warning("!! %s %s", self._loose, self._log.seen)
         assert not self._loose, self._loose
         assert not self._log.seen, self._log.seen
 
