@@ -44,6 +44,11 @@ RESUMED = 5.0  # seconds, stated in the issue
 # another request; some eight of them are under way here. A loop without pauses makes hundreds.
 REQUESTS_A_SECOND = 16.0
 CPU = 0.5  # of one core, while every page is opened all the time
+# Kubernetes itself ends the pods of a node that could not report in time; here that is 15 s.
+STAYS = (
+    "restartPolicy: Never",
+    "restartPolicy: Never\n  tolerations: [{operator: Exists, effect: NoExecute}]",
+)
 CONFIG = f"""
 {light.OPTIONS_ARE_TRAITS}
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 0, "slow_stop_timeout": 0}}
@@ -174,8 +179,8 @@ async def world(
     account = f"--serviceaccount={space}:hub"
     kube("create", "rolebinding", "hub", "-n", space, "--clusterrole=admin", account)
     token = kube("create", "token", "hub", "-n", space, "--duration=8h").strip()
-    plain = light.chart(folder / "plain", **TEMPLATES, pod=light.pod())
-    gated = light.chart(folder / "gated", **TEMPLATES, pod=light.pod(gated=True))
+    plain = light.chart(folder / "plain", **TEMPLATES, pod=light.pod().replace(*STAYS))
+    gated = light.chart(folder / "gated", **TEMPLATES, pod=light.pod(gated=True).replace(*STAYS))
     kubeconfig = KubeConfig(kube)
     async with AsyncExitStack() as stack:
         proxy = stack.enter_context(FaultProxy(kubeconfig))
