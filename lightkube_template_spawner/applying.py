@@ -145,7 +145,9 @@ class Applying:
     async def _take(self, kind: Kind, item: Planned, live: dict[str, Any]) -> dict[str, Any] | None:
         """Use the object that is there; None when it is gone."""
         metadata = live["metadata"]
-        related = ownership.relation(metadata, self._identity)
+        claim = item.kind == ("v1", "PersistentVolumeClaim")
+        remembered = claim and item.name == self._rules.former_pvc
+        related = ownership.relation(metadata, self._identity, remembered=remembered)
         if related is Relation.FOREIGN:
             raise _foreign(item, metadata)
         if metadata.get("deletionTimestamp"):

@@ -63,6 +63,7 @@ class Rules:
     select_own_pods: bool = True
     gitops_guard: bool = True
     adopt_retained: bool = False
+    former_pvc: str = ""  # the claim that KubeSpawner made for this server
 
 
 @dataclass(frozen=True, slots=True)

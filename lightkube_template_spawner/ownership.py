@@ -24,8 +24,14 @@ class Relation(StrEnum):
     FOREIGN = "foreign"
 
 
-def relation(metadata: Mapping[str, Any], identity: Identity) -> Relation:
-    """Judge by labels. No label can be forged into OURS without the user's full name."""
+def relation(
+    metadata: Mapping[str, Any], identity: Identity, *, remembered: bool = False
+) -> Relation:
+    """Judge by labels. No label can be forged into OURS without the user's full name.
+
+    ``remembered``: the hub's database names this object as what KubeSpawner made for this server.
+    Then its instance label need not be ours: KubeSpawner sets none, Zero to JupyterHub the release.
+    """
     labels = metadata.get("labels") or {}
     if identity.owns(labels):
         return Relation.OURS
@@ -36,7 +42,7 @@ def relation(metadata: Mapping[str, Any], identity: Identity) -> Relation:
     if (
         OWNER not in labels
         and noted == identity.username
-        and labels.get(INSTANCE) == identity.instance
+        and (remembered or labels.get(INSTANCE) == identity.instance)
         and labels.get(USERNAME) in (identity.user_slug, label_slug)
     ):
         return Relation.FORMER

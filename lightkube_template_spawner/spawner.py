@@ -422,6 +422,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             select_own_pods=self.select_own_pods,
             gitops_guard=self.gitops_guard,
             adopt_retained=self.adopt_retained,
+            former_pvc=self._former_pvc,
         )
         log = masked_log(self.log, self._masked)
         limits = failures.Rules(self.failure_rules)

@@ -485,6 +485,18 @@ async def test_a_former_spawners_volume_is_used_unwritten(
     assert "former spawner" in caplog.text
 
 
+async def test_only_a_claim_that_the_hub_remembers_needs_no_instance_label(
+    world: World, fake: FakeApiServer
+) -> None:
+    live = former(fake, size=9)
+    live["metadata"]["labels"]["app.kubernetes.io/instance"] = "a-release"
+    before = fake.put(live, "OpenAPI-Generator")
+    await refused(world, "not this user's")
+    record = await world.launch(rules=replace(RULES, former_pvc="home"))
+    assert record.ready
+    assert fake.find("PersistentVolumeClaim", "hub", "home") == before
+
+
 def former(fake: FakeApiServer, **spec: int) -> Obj:
     """A volume that KubeSpawner made."""
     item = manifest("PersistentVolumeClaim", "home", spec=spec)

@@ -56,6 +56,18 @@ def test_an_object_without_owner_label_is_a_former_spawners() -> None:
     assert relation({"labels": former("alice")["labels"]}, ALICE) is Relation.FORMER
 
 
+def test_what_the_hub_remembers_needs_no_instance_label() -> None:
+    for instance in ({}, {INSTANCE: "the-release"}):
+        theirs = former("alice")
+        theirs["labels"] = {USERNAME: "alice", **instance}
+        assert relation(theirs, ALICE) is Relation.FOREIGN
+        assert relation(theirs, ALICE, remembered=True) is Relation.FORMER
+        bobs = {**theirs, "annotations": {USERNAME: "bob"}}
+        assert relation(bobs, ALICE, remembered=True) is Relation.FOREIGN
+        owned = {**theirs, "labels": {**theirs["labels"], OWNER: VICTIM.owner}}
+        assert relation(owned, ALICE, remembered=True) is Relation.FOREIGN
+
+
 def test_kubespawners_label_for_a_name_that_is_no_object_name_is_known() -> None:
     dotted = Identity("hub", "Alice.B")
     assert dotted.user_slug != "Alice.B"

@@ -308,7 +308,11 @@ async def test_a_set_keeps_its_volumes_until_the_user_goes(
             assert kube.owned(space, f"hub.jupyter.org/username={user.name}") == []
 
 
-KUBESPAWNER = {"app.kubernetes.io/managed-by": "kubespawner", "component": "singleuser-storage"}
+KUBESPAWNER = {
+    "app.kubernetes.io/managed-by": "kubespawner",
+    "component": "singleuser-storage",
+    "app.kubernetes.io/instance": "a-release",
+}  # as Zero to JupyterHub sets it
 KUBETEMPLATESPAWNER = {
     "app.kubernetes.io/managed-by": "kubetemplatespawner",
     "hub.jupyter.org/servername": "",
