@@ -126,6 +126,8 @@ class StartFailed(SpawnerError):
 class StartTimeout(SpawnerError):
     """The server was not ready in time; ``reason`` is a word for what was wrong, if known."""
 
+    SILENT = "api-server"  # the reason word where no request was answered
+
     def __init__(self, message: str, *, reason: str = "timeout") -> None:
         super().__init__(message)
         self.reason = reason

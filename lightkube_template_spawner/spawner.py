@@ -463,7 +463,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         except TimeoutError as error:
             raise StartTimeout(
                 f"not ready after {patience:.0f} s: waited for the API server's version, or for "
-                f"`extra_vars`: {error}"
+                f"`extra_vars`: {error}",
+                reason=StartTimeout.SILENT if str(error) else "timeout",
             ) from None
 
     async def _render(self, identity: Identity) -> Mapping[str, list[Any]]:
@@ -670,8 +671,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         reason = self._reason(error)
         message = self._masked(str(error))
         self.log.error("Starting %s failed (%s): %s", self._log_name, reason, message)
-        status = 503 if isinstance(error, Unavailable) else 400
-        return _hub_error(message, reason, status)
+        silent = isinstance(error, Unavailable) or reason == StartTimeout.SILENT
+        return _hub_error(message, reason, 503 if silent else 400)
 
 
 def _hub_error(message: str, reason: str, status: int) -> web.HTTPError:

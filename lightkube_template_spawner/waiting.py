@@ -68,7 +68,9 @@ class Waiting:
         text = f"not ready after {timeout:.0f} s: waited for {self.what}"
         for more in dict.fromkeys(filter(None, [*words, said, *blind])):
             text += f"; {more}" if more not in text else ""
-        reason = self._troubles[0].rule.reason if self._troubles else "timeout"
+        reason = StartTimeout.SILENT if said else "timeout"
+        if self._troubles:
+            reason = self._troubles[0].rule.reason
         return StartTimeout(text, reason=reason)
 
     # -- events -----------------------------------------------------------------------------------

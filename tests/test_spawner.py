@@ -446,7 +446,7 @@ async def test_who_is_silent_before_anything_is_rendered_is_named(
         fake.faults.append(down(Fault()))
     with pytest.raises(hub_spawner.SpawnException, match=who) as caught:
         await hub.spawn(hub.user())
-    assert caught.value.reason == "timeout"
+    assert caught.value.reason == {"API server": "api-server", "extra_vars": "timeout"}[who]
 
 
 async def test_a_server_that_does_not_answer_is_removed(hub: FakeHub) -> None:
