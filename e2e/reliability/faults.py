@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 REPEAT = int(os.environ.get("E2E_REPEAT", "2"))
@@ -76,18 +77,27 @@ class Report:
         return self.faults.setdefault((promise, injected), Fault(promise, injected))
 
     def text(self) -> str:
-        """Markdown: one row a fault."""
-        head = (
-            "| promise | injected | times | held | seconds each | seen |\n|---|---|---|---|---|---|"
-        )
-        rows = [
-            f"| {f.promise} | {f.injected} | {f.turns} | {f.held} "
-            f"| {f.seconds / max(f.held, 1):.1f} | {f.observations} |"
-            for _, f in sorted(self.faults.items())
-        ]
-        return "\n".join([head, *rows, ""])
+        """Markdown: one table a promise, one row a fault."""
+        lines: list[str] = []
+        for promise, group in groupby(sorted(self.faults.values(), key=_place), _promise):
+            head = "| injected | times | held | seen |\n|---|---|---|---|"
+            lines += [f"## {promise[:1].upper()}{promise[1:]}", "", head]
+            for fault in group:
+                seen = f"{fault.observations}; " if fault.seen else ""
+                each = f"{seen}{fault.seconds / max(fault.held, 1):.0f} s a turn"
+                lines.append(f"| {fault.injected} | {fault.turns} | {fault.held} | {each} |")
+            lines.append("")
+        return "\n".join(lines)
 
     def write(self, path: Path) -> None:
         """Write the table; a run that ends early has written what it has seen."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.text())
+
+
+def _promise(fault: Fault) -> str:
+    return fault.promise
+
+
+def _place(fault: Fault) -> tuple[str, str]:
+    return fault.promise, fault.injected
