@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from e2e.reliability.faults import Faults, Report
+from e2e.reliability.faults import Fault, Faults, Report
 
 REPORT = Report()
 
@@ -19,11 +21,25 @@ def faults(request: pytest.FixtureRequest) -> Faults:
     return Faults(promise, REPORT)
 
 
-def pytest_runtest_teardown() -> None:
+def pytest_runtest_teardown(item: pytest.Item) -> None:
     """After each test, so that a campaign of hours that is ended leaves its report."""
     path = os.environ.get("E2E_REPORT")
-    if path and REPORT.faults:
+    if path and REPORT.faults and not hasattr(item.config, "workeroutput"):
         REPORT.write(Path(path))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where several processes test, each hands its part to the one that reports."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["faults"] = [asdict(fault) for fault in REPORT.faults.values()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over the part of a process that has ended."""
+    for fields in getattr(node, "workeroutput", {}).get("faults", ()):
+        REPORT.add(Fault(**fields))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

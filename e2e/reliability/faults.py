@@ -76,6 +76,10 @@ class Report:
         """The fault of this name; one that several tests inject is counted together."""
         return self.faults.setdefault((promise, injected), Fault(promise, injected))
 
+    def add(self, fault: Fault) -> None:
+        """Put in what another process has seen."""
+        self.faults[fault.promise, fault.injected] = fault
+
     def text(self) -> str:
         """Markdown: one table a promise, one row a fault."""
         lines: list[str] = []

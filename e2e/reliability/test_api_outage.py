@@ -292,6 +292,7 @@ async def test_nothing_is_lost_while_the_api_server_is_away(
         await turn(outage, world, faults)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", OF_LOCAL_CLUSTERS)
 async def test_nothing_is_lost_while_the_api_server_itself_fails(
     name: str, world: World, cluster: Cluster, faults: Faults
