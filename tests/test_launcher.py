@@ -617,7 +617,7 @@ async def test_what_a_leftover_is_held_by_is_told_within_the_start(
     item["metadata"]["finalizers"] = ["example.org/hold"]
     fake.put(item)
     with pytest.raises(RemovalIncomplete, match=r"Pod/hub/s \(held by example.org/hold\)"):
-        await world.launch(timeout=0.5)
+        await world.launch(timeout=3)
 
 
 @pytest.mark.parametrize(("change", "error"), [

@@ -162,8 +162,8 @@ async def test_a_finalizer_is_named(fake: FakeApiServer, cluster: Cluster, watch
     fake.put(held)
     if watched:
         await watch(cluster)
-    with pytest.raises(RemovalIncomplete, match=f"still there after 0 s: Secret/hub/s.*{HOLD}"):
-        await stop(cluster, timeout=0.2)
+    with pytest.raises(RemovalIncomplete, match=f"still there after 2 s: Secret/hub/s.*{HOLD}"):
+        await stop(cluster, timeout=2)
     assert left(fake) == {"Secret/s", "PersistentVolumeClaim/s"}
 
 
@@ -172,7 +172,7 @@ async def test_a_pod_that_stays_is_named(fake: FakeApiServer, cluster: Cluster) 
     await watch(cluster)
     fake.controllers = False
     with pytest.raises(RemovalIncomplete, match="Pod/hub/s"):
-        await stop(cluster, timeout=0.2)
+        await stop(cluster, timeout=1)
     # What may run stays confined, and nothing else stays.
     assert left(fake) == {"Pod/s", "NetworkPolicy/s", "PersistentVolumeClaim/s"}
     fake.remove("Pod", "hub", "s")
@@ -227,7 +227,7 @@ async def test_a_server_that_is_down_is_told(fake: FakeApiServer, cluster: Clust
     await watch(cluster)
     fake.faults.append(Fault(error=lambda: httpx2.ConnectError("refused"), times=10_000))
     with pytest.raises(RemovalIncomplete, match=r"v1/Pod in hub: .*answer: ConnectError refused"):
-        await stop(cluster, timeout=0.2)
+        await stop(cluster, timeout=1)
     fake.faults.clear()
     await stop(cluster)
     assert left(fake) == {"PersistentVolumeClaim/s"}
@@ -238,7 +238,7 @@ async def test_a_server_that_was_always_down_is_told(fake: FakeApiServer, cluste
     server(fake)
     fake.faults.append(Fault(times=10_000))
     with pytest.raises(RemovalIncomplete, match=r"which kinds .*: the API server did not answer"):
-        await stop(cluster, timeout=0.2)
+        await stop(cluster, timeout=1)
 
 
 async def test_a_stop_goes_on_when_the_server_is_back(
@@ -264,7 +264,7 @@ async def test_an_extension_that_is_down_keeps_no_other_object(
         Fault(answer=lambda: httpx2.Response(503), method="DELETE", path="/services", times=10_000)
     )
     with pytest.raises(RemovalIncomplete, match="not deleted: v1/Service in hub: "):
-        await stop(cluster, timeout=0.4)
+        await stop(cluster, timeout=1)
     assert left(fake) == {"Service/s", "PersistentVolumeClaim/s"}
 
 
@@ -274,7 +274,7 @@ async def test_a_dead_watch_does_not_hide_that_all_is_gone(
     server(fake)
     await watch(cluster)
     fake.muted = True
-    await stop(cluster, timeout=0.3)
+    await stop(cluster, timeout=1)
     assert left(fake) == {"PersistentVolumeClaim/s"}
 
 
@@ -283,7 +283,7 @@ async def test_a_silent_server_ends_at_the_deadline(fake: FakeApiServer, cluster
     await watch(cluster)
     fake.faults.append(Fault(times=999))
     with pytest.raises(RemovalIncomplete):
-        await stop(cluster, timeout=0.2)
+        await stop(cluster, timeout=1)
 
 
 async def test_a_bad_moment_passes(fake: FakeApiServer, cluster: Cluster) -> None:
@@ -451,7 +451,7 @@ async def test_what_else_stays_is_named_beside(fake: FakeApiServer, cluster: Clu
     fake.put(hold)
     await watch(cluster)
     with pytest.raises(RemovalIncomplete, match=rf"{HELD}.*Secret/hub/held \(held by {HOLD}\)"):
-        await stop(cluster, timeout=0.2)
+        await stop(cluster, timeout=1)
 
 
 async def test_a_lost_pod_is_deleted_by_force_where_told_to(

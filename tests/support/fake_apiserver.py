@@ -673,7 +673,7 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
             return self._create(served, key, body, manager, "Apply")
         if seen.query.get("force") == "true":
             for theirs in self._fields[live["metadata"]["uid"]].values():
-                theirs -= paths
+                theirs.difference_update(paths)
         self._refuse_conflicts(served, live, body, manager, paths)
         if wanted_uid and wanted_uid != live["metadata"]["uid"]:
             raise Refusal(
