@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import replace
 from datetime import timezone
 from pathlib import Path
@@ -17,16 +15,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
-from jupyterhub import spawner as hub_spawner
 from jupyterhub.spawner import Spawner
 from sqlalchemy.orm import object_session
-from tornado import web
 from traitlets import Integer, TraitError, default, validate
-from traitlets.config.loader import DeferredConfig, LazyConfigValue
 
 from lightkube_template_spawner import (
     certificates,
     failures,
+    heritage,
+    huberrors,
     liveness,
     names,
     parting,
@@ -39,13 +36,10 @@ from lightkube_template_spawner.cluster import Cluster, shared
 from lightkube_template_spawner.connection import Route
 from lightkube_template_spawner.errors import (
     ClusterError,
-    ConfigurationError,
     NameTaken,
     NodeLost,
-    NotOurs,
     RemovalIncomplete,
     SpawnerError,
-    StartFailed,
     StartTimeout,
     TemplateError,
     Unavailable,
@@ -68,20 +62,6 @@ _ADOPT_PATIENCE = 2.5  # the same for a server that was ready when the former hu
 _PORT = 8888
 _NOW = 1  # grace for a stop "now"; with 0 the process outlives its object
 _PURGE_TRIES = 3
-# What z2jh and add-ons write to KubeSpawner's section and every spawner has.
-_INHERITED = (
-    "auth_state_hook",
-    "cpu_guarantee",
-    "cpu_limit",
-    "environment",
-    "http_timeout",
-    "mem_guarantee",
-    "mem_limit",
-    "post_stop_hook",
-    "pre_spawn_hook",
-    "progress_ready_hook",
-    "start_timeout",
-)
 
 
 class LightkubeTemplateSpawner(Settings, Spawner):
@@ -106,7 +86,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             # The hub's error page shows this; the value, which may be secret, is for its log.
             vars(error)["jupyterhub_message"] = self._unusable(str(error))
             raise
-        self._inherit_kubespawner_settings()
+        heritage.inherit(self)
         startup.when_hub_has_started(LightkubeTemplateSpawner)
 
     @classmethod
@@ -145,20 +125,6 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     @default("ssl_alt_names_include_local")
     def _default_ssl_alt_names_include_local(self) -> bool:
         return False
-
-    def _inherit_kubespawner_settings(self) -> None:
-        """Take shared settings from ``c.KubeSpawner`` where our own sections leave them out."""
-        theirs = self.config.get("KubeSpawner", {})
-        own = [self.config.get(cls.__name__, {}) for cls in type(self).__mro__]
-        for name in _INHERITED:
-            if name in theirs and not any(name in section for section in own):
-                value = theirs[name]
-                if isinstance(value, LazyConfigValue):  # c.KubeSpawner.environment.update(...)
-                    value = value.get_value(getattr(self, name))
-                elif isinstance(value, DeferredConfig):  # --KubeSpawner.cpu_limit=1
-                    value = value.get_value(self.traits()[name])
-                # Hooks and group overrides write to dictionaries: each spawner has its own.
-                setattr(self, name, deepcopy(value))
 
     # -- the hub's contract -----------------------------------------------------------------------
 
@@ -509,7 +475,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             "labels": dict(identity.server_labels),
             "annotations": {},
             "former_pvc_name": self._former_pvc,
-            "kubespawner": _plain(self.config.get("KubeSpawner", {})),
+            "kubespawner": heritage.plain(self.config),
             "internal_ssl": self._certificate.values if self._certificate else {},
         }
         built = values.build(
@@ -591,7 +557,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         pending = getattr(self, "_spawn_future", None)
         if hasattr(Spawner, "_spawn_future") and (pending is None or pending.done()):
             self._spawn_future = asyncio.get_running_loop().create_future()
-            self._spawn_future.set_exception(_hub_error(message, "ended", 424))
+            self._spawn_future.set_exception(huberrors.make(message, "ended", 424))
             self._spawn_future.exception()  # asked for, so that nobody warns that it was not
 
     def _note(self, what: str) -> None:
@@ -658,46 +624,10 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             masked = vars(explained)["jupyterhub_message"] != str(error)
             raise explained from (None if masked else error)  # the hub logs tracebacks
 
-    def _reason(self, error: SpawnerError) -> str:
-        """A word for it: a label of the hub's metrics."""
-        if isinstance(error, StartFailed | StartTimeout):
-            return error.reason
-        if isinstance(error, ClusterError):
-            return failures.Rules(self.failure_rules).refused(str(error))
-        return next((word for kind, word in _REASONS.items() if isinstance(error, kind)), "cluster")
-
     def _explained(self, error: SpawnerError) -> Exception:
         """The hub's exception for one of ours: shown to the user, not counted as a hub fault."""
-        reason = self._reason(error)
+        reason = huberrors.reason(error, failures.Rules(self.failure_rules))
         message = self._masked(str(error))
         self.log.error("Starting %s failed (%s): %s", self._log_name, reason, message)
         silent = isinstance(error, Unavailable) or reason == StartTimeout.SILENT
-        return _hub_error(message, reason, 503 if silent else 400)
-
-
-def _hub_error(message: str, reason: str, status: int) -> web.HTTPError:
-    raised: web.HTTPError
-    if hasattr(hub_spawner, "SpawnException"):
-        raised = hub_spawner.SpawnException(message, reason=reason, status_code=status)
-    else:  # JupyterHub 5
-        raised = web.HTTPError(status, "%s", message)
-    # The spawn page reads this attribute, whatever the exception.
-    vars(raised)["jupyterhub_message"] = message
-    return raised
-
-
-_REASONS: Mapping[type[SpawnerError], str] = {
-    ConfigurationError: "template",
-    NotOurs: "ownership",
-}
-
-
-def _plain(section: Mapping[str, Any]) -> dict[str, Any]:
-    """KubeSpawner's settings as JSON; what is none (callables, client objects) is left out."""
-    plain = {}
-    for name, value in section.items():
-        try:
-            plain[name] = json.loads(json.dumps(value))
-        except (TypeError, ValueError):
-            continue
-    return plain
+        return huberrors.make(message, reason, 503 if silent else 400)
