@@ -170,36 +170,6 @@ async def test_a_namespace_that_does_not_exist_is_explained(
     assert "Secret/not-there/jupyter-unlucky" in text
 
 
-@pytest.mark.parametrize("missing", ["list", "patch"])
-async def test_missing_rights_are_named_with_verb_resource_and_namespace(
-    user: HubUser, kube: Kube, space: str, tmp_path: Path, missing: str
-) -> None:
-    """Without `list` the start is refused before any write, without `patch` after some."""
-    everything = {"apiGroups": [""], "resources": ["pods", "secrets", "events"], "verbs": ["*"]}
-    verbs = sorted({"get", "list", "watch", "create", "patch", "delete"} - {missing})
-    partial = {"apiGroups": [""], "resources": ["configmaps"], "verbs": verbs}
-    account = f"no-{missing}"
-    role = {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "Role",
-        "metadata": {"name": account, "namespace": space},
-        "rules": [everything, partial],
-    }
-    kube.create(role)
-    kube("create", "serviceaccount", account, "-n", space)
-    given = (f"--role={account}", f"--serviceaccount={space}:{account}")
-    kube("create", "rolebinding", account, "-n", space, *given)
-    token = kube("create", "token", account, "-n", space).strip()
-    kubeconfig = KubeConfig(kube).write(tmp_path / "kubeconfig", token=token)
-    chart = light.chart(
-        tmp_path / "chart", config=CONFIG_MAP, pod=light.pod(), secret=light.secret()
-    )
-    text = await failure(user, chart, kubeconfig=str(kubeconfig))
-    assert f'User "system:serviceaccount:{space}:{account}" cannot {missing} resource' in text
-    assert f'"configmaps" in API group "" in the namespace "{space}"' in text
-    assert left(kube, space) == []
-
-
 async def test_an_api_server_that_does_not_answer_is_named(
     user: HubUser, kube: Kube, tmp_path: Path
 ) -> None:
