@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -63,6 +64,9 @@ logged in again. Read the report before you give --delete, and twice before --re
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
     options = _parser().parse_args(arguments)
+    # A hub ends its services by SIGINT; one that a shell started in the background hands on that
+    # it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         status: int = anyio.run(_orphans, options)

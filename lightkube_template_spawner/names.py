@@ -59,7 +59,9 @@ def is_anothers(spawner: Any, meta: Meta) -> bool:
     if other is None or not meta.creation_timestamp:
         return False
     made = datetime.fromisoformat(meta.creation_timestamp)
-    return bool(other.created.replace(tzinfo=None) <= made.replace(tzinfo=None))
+    # Kubernetes counts whole seconds: one who came in that very second may be who it was made for.
+    came = other.created.replace(microsecond=0, tzinfo=None)
+    return bool(came <= made.replace(tzinfo=None))
 
 
 def pin(spawner: Any, identity: Identity, namespace: str) -> None:

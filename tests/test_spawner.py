@@ -1126,21 +1126,23 @@ async def test_a_new_user_of_a_former_name_is_somebody_else(
     assert await hub.users[old.orm_user].spawner.poll() is None
 
 
-def forget(hub: FakeHub, user: User) -> None:
+def forget(hub: FakeHub, user: User, created: datetime) -> None:
     """The hub's notes on a user's servers are lost, the user is not."""
-    user.orm_user.created = datetime(2020, 1, 1)  # noqa: DTZ001 - as the hub writes it
+    user.orm_user.created = created
     for entry in user.orm_spawners.values():
         entry.state = {}
     hub.db.commit()
 
 
+@pytest.mark.parametrize("fraction", [0, 900_000])
 async def test_a_new_user_of_a_former_name_is_somebody_else_even_without_records(
-    hub: FakeHub, fake: FakeApiServer
+    hub: FakeHub, fake: FakeApiServer, fraction: int
 ) -> None:
+    """Objects carry the second in which they were made, users its fraction, too."""
     old = hub.user()
     await hub.spawn(old)
     await hub.stop(old)
-    forget(hub, old)
+    forget(hub, old, datetime(2026, 11, 22, microsecond=fraction))  # noqa: DTZ001 - as the hub does
     old.orm_user.name = "countess"
     hub.db.commit()
     await hub.restart()
