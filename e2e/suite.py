@@ -25,6 +25,8 @@ def main(arguments: list[str]) -> int:
     keep = clusters.status() is not None or bool(os.environ.get("E2E_KEEP_CLUSTER"))
     environment = {**os.environ, "E2E_KEEP_CLUSTER": "1"}
     failed = 0
+    if arguments and not any(word.startswith("e2e") for word in arguments):
+        arguments = ["e2e", *arguments]
     try:
         for stage in [arguments] if arguments else STAGES:
             command = [sys.executable, "-m", "pytest", *stage, "--durations=15"]
