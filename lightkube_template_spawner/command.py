@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 from traitlets import TraitError
 
-from lightkube_template_spawner.cluster import Cluster, shared
+from lightkube_template_spawner.cluster import Cluster
 from lightkube_template_spawner.errors import ConfigurationError, SpawnerError
 from lightkube_template_spawner.hubapi import SCOPES, HubApi
 from lightkube_template_spawner.orphans import Known
@@ -178,7 +178,7 @@ def _seconds(text: str) -> float:
 
 
 async def _orphans(options: argparse.Namespace) -> int:
-    settings = Settings()
+    settings = Settings(kubeconfig=options.kubeconfig, kube_context=options.context)
     if options.instance:
         settings.instance_name = options.instance
     hub = HubApi(os.environ, patience=options.wait)
@@ -188,13 +188,7 @@ async def _orphans(options: argparse.Namespace) -> int:
         known = Known(settings.instance_name, options.lifecycle_key)
         return await anyio.to_thread.run_sync(hub.read, known)
 
-    cluster = shared(
-        options.kubeconfig,
-        options.context,
-        settings.instance_name,
-        log,
-        timeout=settings.k8s_request_timeout,
-    )
+    cluster = settings.open_cluster(log)
     try:
         namespaces = [""] if options.all_namespaces else options.namespace or [settings.namespace]
         sweep = Sweep(cluster, ask, log)

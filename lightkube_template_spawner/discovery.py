@@ -16,6 +16,7 @@ _ACCEPT = f"{_AGGREGATED.format('v2')},{_AGGREGATED.format('v2beta1')},applicati
 
 # Made by controllers from objects of ours, copying their labels: never ours to delete or report.
 DERIVED = frozenset({"Endpoints", "EndpointSlice", "Event", "Lease", "ControllerRevision"})
+_TO_DELETE = frozenset({"list", "delete"})
 
 
 class Discovery:
@@ -73,33 +74,27 @@ class Discovery:
                 continue
         return found
 
-    async def deletable(self, namespace: str) -> list[Kind] | None:
-        """Every kind that is served and that our account may list and delete in ``namespace``.
+    async def deletable(self, namespaces: Iterable[str]) -> dict[str, list[Kind] | None]:
+        """By namespace, every kind that is served and that our account may list and delete there.
 
         Each once, in its preferred version. None when the API server cannot tell our rights
         (webhook authorizers): then only kinds known to be used may be touched.
         """
-        await self._load(fresh=True)
+        kinds = await self.holding()
         if self._silent:
             silent = ", ".join(sorted(self._silent))
             self._log.warning("Objects of %s are not looked for: it did not answer", silent)
-        rules, complete = await self.rules(namespace)
-        if not complete:
-            return None
-        needed = {"list", "delete"}
-        return [
-            kind
-            for kind in self._preferred
-            if kind.verbs >= needed
-            and kind.kind not in DERIVED
-            and (needed <= (verbs := granted(rules, kind)) or "*" in verbs)
-        ]
+        found: dict[str, list[Kind] | None] = {}
+        for namespace in namespaces:
+            rules, complete = await self.rules(namespace)
+            may = [kind for kind in kinds if allowed(rules, kind, _TO_DELETE) == _TO_DELETE]
+            found[namespace] = may if complete else None
+        return found
 
     async def holding(self) -> list[Kind]:
         """Every kind that can hold objects of ours, whatever we may do with it."""
         await self._load(fresh=True)
-        needed = {"list", "delete"}
-        return [k for k in self._preferred if k.verbs >= needed and k.kind not in DERIVED]
+        return [k for k in self._preferred if k.verbs >= _TO_DELETE and k.kind not in DERIVED]
 
     async def rules(self, namespace: str) -> tuple[list[Mapping[str, Any]], bool]:
         """What our account may do in ``namespace``, and whether that is all of it."""
@@ -164,6 +159,14 @@ def granted(rules: Iterable[Mapping[str, Any]], kind: Kind) -> set[str]:
         if not named and {kind.group, "*"} & {*groups} and {kind.plural, "*"} & {*resources}:
             verbs |= set(rule.get("verbs") or ())
     return verbs
+
+
+def allowed(
+    rules: Iterable[Mapping[str, Any]], kind: Kind, verbs: frozenset[str]
+) -> frozenset[str]:
+    """Those of ``verbs`` that the rules allow."""
+    found = granted(rules, kind)
+    return verbs if "*" in found else verbs & found
 
 
 def _aggregated(answer: Mapping[str, Any]) -> Iterator[Kind]:

@@ -21,7 +21,7 @@ from lightkube_template_spawner.api import Api, Kind, error_from
 from lightkube_template_spawner.errors import Unavailable
 from lightkube_template_spawner.patience import asked_pause
 
-_KIND = Kind("", "v1", "Event", "events", namespaced=True)
+EVENTS = Kind("", "v1", "Event", "events", namespaced=True)
 _NO_NODES = "involvedObject.kind!=Node"
 _KEPT = 500  # what came before its object's UID was known is looked up here
 _LINGER = 60.0  # seconds: one watch serves a class that starts together
@@ -116,7 +116,7 @@ class EventFeed:
             try:
                 if not self._version:
                     first = await self._api.call(
-                        "GET", _KIND.path(self._namespace), params={"limit": "1"}
+                        "GET", EVENTS.path(self._namespace), params={"limit": "1"}
                     )
                     self._version = first["metadata"]["resourceVersion"]
                 await self._watch()
@@ -139,7 +139,7 @@ class EventFeed:
             "fieldSelector": _NO_NODES,
             "timeoutSeconds": str(int(_IDLE)),
         }
-        path = _KIND.path(self._namespace)
+        path = EVENTS.path(self._namespace)
         async with self._api.stream(
             path, params=params, accept="application/json", idle=_IDLE + 10
         ) as lines:

@@ -22,7 +22,7 @@ from lightkube_template_spawner.errors import Forbidden, NameTaken, StartFailed
 from lightkube_template_spawner.identity import KINDS, USERID, WAIT, Identity, Policy
 from lightkube_template_spawner.manifests import Plan, Planned, Rules
 from lightkube_template_spawner.patience import within
-from lightkube_template_spawner.record import Connection, Record
+from lightkube_template_spawner.record import Connection, Record, merged
 from lightkube_template_spawner.reflector import Live, Meta
 from lightkube_template_spawner.removal import Removal
 from lightkube_template_spawner.status import State, Status
@@ -161,16 +161,13 @@ class Launcher:
         await removal.stop(record, self.rules.lifecycle_key, timeout=timeout)
 
     def _record(self, plan: Plan, before: Record | None) -> Record:
-        kept = plan.places(_RETAINED)
-        for kind, places in (before.retained if before else {}).items():
-            kept[kind] = tuple(sorted({*kept.get(kind, ()), *places}))
         item = plan.connection
         claims = (o.name for o in plan.objects if o.kind == ("v1", "PersistentVolumeClaim"))
         return Record(
             self.identity,
             self.rules.namespace,
             kinds=plan.places({Policy.STOPPED}),
-            retained=kept,
+            retained=merged(plan.places(_RETAINED), before.retained if before else {}),
             connection=Connection(*item.kind, item.namespace, item.name),
             pod=_server_pod(plan),
             pvc=next(claims, ""),
@@ -224,15 +221,9 @@ class Launcher:
     def _status(self, live: Live) -> Status:
         if str(live.kind) != "v1/Service":
             return status.compute(live.as_dict())
+        owner, service = self.identity.owner, live.meta
         return status.service(
-            live.as_dict(),
-            [
-                found.as_dict()
-                for found in self.cluster.objects_of(self.identity.owner)
-                if found.kind.kind == "EndpointSlice"
-                and found.meta.namespace == live.meta.namespace
-                and found.meta.labels.get("kubernetes.io/service-name") == live.meta.name
-            ],
+            live.as_dict(), liveness.slices(self.cluster, owner, service.namespace, service.name)
         )
 
     def _find(self, kind: tuple[str, str], namespace: str, name: str) -> Live | None:

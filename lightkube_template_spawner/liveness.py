@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from lightkube_template_spawner import status
 from lightkube_template_spawner.api import Kind
@@ -79,6 +80,17 @@ def pods(cluster: Cluster, record: Record) -> Iterator[Live]:
     for live in cluster.objects_of(record.identity.owner):
         if live.kind.kind == "Pod" and record.identity.owns_as_server(live.meta.labels):
             yield live
+
+
+def slices(cluster: Cluster, owner: str, namespace: str, service: str) -> list[dict[str, Any]]:
+    """Where a Service of this owner leads."""
+    return [
+        live.as_dict()
+        for live in cluster.objects_of(owner)
+        if live.kind.kind == "EndpointSlice"
+        and live.meta.namespace == namespace
+        and live.meta.labels.get("kubernetes.io/service-name") == service
+    ]
 
 
 def longest_grace(cluster: Cluster, record: Record) -> int:
@@ -171,14 +183,12 @@ def _replacement(cluster: Cluster, record: Record, limits: Limits) -> Ended | Si
         if over is not None and not pod["metadata"].get("deletionTimestamp"):
             return over
     connection = record.connection
-    slices = [
-        live.as_dict()
-        for live in cluster.objects_of(record.identity.owner)
+    ends = (
+        slices(cluster, record.identity.owner, connection.namespace, connection.name)
         if connection is not None
-        and live.kind.kind == "EndpointSlice"
-        and live.meta.labels.get("kubernetes.io/service-name") == connection.name
-    ]
-    if not found and (not slices or any(each.get("endpoints") for each in slices)):
+        else []
+    )
+    if not found and (not ends or any(each.get("endpoints") for each in ends)):
         return None  # pods that are not ours to see, or none are needed
     why = [status.unreachable(pod) for pod in found]
     lost = next((f"node {node} does not answer" for node in why if node), "")

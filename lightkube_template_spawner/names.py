@@ -26,8 +26,7 @@ def username(spawner: Any, instance: str) -> str:
         if sibling.identity.instance == instance:
             return sibling.identity.username
     name = str(spawner.user.name)
-    # No name has a slash, so this one is nobody else's.
-    return f"{name}/{spawner.user.id}" if _is_taken(spawner, instance, name) else name
+    return _nobody_elses(spawner) if _is_taken(spawner, instance, name) else name
 
 
 def servername(spawner: Any, instance: str) -> str:
@@ -41,8 +40,8 @@ def servername(spawner: Any, instance: str) -> str:
 
 
 def apart(spawner: Any, identity: Identity) -> Identity:
-    """The identity of a user whose name somebody else goes by; no name has a slash."""
-    return replace(identity, username=f"{spawner.user.name}/{spawner.user.id}")
+    """The identity of a user whose name somebody else goes by."""
+    return replace(identity, username=_nobody_elses(spawner))
 
 
 def is_anothers(spawner: Any, meta: Meta) -> bool:
@@ -67,7 +66,7 @@ def is_anothers(spawner: Any, meta: Meta) -> bool:
 def pin(spawner: Any, identity: Identity, namespace: str) -> None:
     """Keep a user's names on the default server, whose entry lives as long as the user."""
     entry = spawner.user.orm_user.orm_spawners.get("")
-    if entry is None or Record.from_state((entry.state or {}).get(STATE)) is not None:
+    if entry is None or Record.of_spawner(entry.state) is not None:
         return
     record = Record(replace(identity, servername=""), namespace)
     entry.state = {**(entry.state or {}), STATE: record.to_state()}
@@ -81,9 +80,14 @@ def pin(spawner: Any, identity: Identity, namespace: str) -> None:
 def siblings(spawner: Any) -> list[Record]:
     """What the database knows of this user's other servers."""
     others = spawner.user.orm_user.orm_spawners.values()
-    states = [other.state or {} for other in others if other is not spawner.orm_spawner]
-    records = (Record.from_state(state.get(STATE)) for state in states)
+    states = [other.state for other in others if other is not spawner.orm_spawner]
+    records = map(Record.of_spawner, states)
     return [record for record in records if record is not None]
+
+
+def _nobody_elses(spawner: Any) -> str:
+    """A name for this user that no hub gives away: none of its names has a slash."""
+    return f"{spawner.user.name}/{spawner.user.id}"
 
 
 def _is_taken(spawner: Any, instance: str, name: str) -> bool:
@@ -100,7 +104,7 @@ def _is_taken(spawner: Any, instance: str, name: str) -> bool:
             state.contains(f'"username": {json.dumps(name)}', autoescape=True),
         )
     )
-    records = [Record.from_state(json.loads(other).get(STATE)) for other in others]
+    records = [Record.of_spawner(json.loads(other)) for other in others]
     return any(
         record is not None
         and (record.identity.instance, record.identity.username) == (instance, name)

@@ -14,7 +14,7 @@ from lightkube_template_spawner.identity import (
     Policy,
     hub_selector,
 )
-from lightkube_template_spawner.record import STATE, Record
+from lightkube_template_spawner.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Known:
         slugs = {"": False}  # the default server has no row before its first start
         for server in servers:
             names = {server.name}
-            record = _record(server.state)
+            record = Record.of_spawner(server.state)
             if record is not None and record.identity.instance == self.instance:
                 self.records += 1
                 self.namespaces.update(record.namespaces)
@@ -83,7 +83,3 @@ class Known:
         if policy == Policy.STOPPED and not self._servers[server]:
             return "the server neither runs nor starts"
         return ""
-
-
-def _record(state: object) -> Record | None:
-    return Record.from_state(state.get(STATE)) if isinstance(state, Mapping) else None

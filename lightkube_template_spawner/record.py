@@ -94,9 +94,23 @@ class Record:
             note=str(state.get("note") or ""),
         )
 
+    @classmethod
+    def of_spawner(cls, state: object) -> Record | None:
+        """The record in all that the hub keeps of one spawner; None if it holds none."""
+        return cls.from_state(state.get(STATE)) if isinstance(state, Mapping) else None
+
     def stopped(self) -> Record:
         """What is still true once the server is gone: its identity and what it keeps."""
         return replace(self, kinds={}, connection=None, pod="", url="", live=False, ready=False)
+
+
+def merged(*found: Places) -> dict[str, tuple[str, ...]]:
+    """All kinds, each with every namespace that any of them names."""
+    places: dict[str, set[str]] = {}
+    for each in found:
+        for kind, names in each.items():
+            places.setdefault(kind, set()).update(names)
+    return {kind: tuple(sorted(names)) for kind, names in places.items()}
 
 
 def _connection(state: Mapping[str, Any]) -> Connection:

@@ -149,15 +149,7 @@ class Removal:
             RemovalIncomplete, ClusterError: as ``stop``.
         """
         places = self._everywhere(namespaces, known, only, cluster_kinds)
-
-        async def delete(place: Place) -> list[Found]:
-            kind, namespace = place
-            gone = await self._cluster.delete_listed(
-                kind, namespace, selector, lambda meta: ours(meta) and not meta.controlled
-            )
-            return [(kind, meta) for meta in gone]
-
-        await self._phases(owner, places, is_workload, delete, timeout)
+        await self._phases(owner, places, is_workload, self._by_uid(selector, ours), timeout)
 
     async def remove_listed(
         self,
@@ -173,6 +165,14 @@ class Removal:
             RemovalIncomplete, ClusterError: as ``stop``.
         """
 
+        async def given() -> list[Place]:
+            return list(places)
+
+        await self._phases("", given(), is_workload, self._by_uid(selector, ours), timeout)
+
+    def _by_uid(self, selector: str, ours: Callable[[Meta], bool]) -> Delete:
+        """Deleting one by one what ``selector`` and ``ours`` agree on and no controller made."""
+
         async def delete(place: Place) -> list[Found]:
             kind, namespace = place
             gone = await self._cluster.delete_listed(
@@ -180,10 +180,7 @@ class Removal:
             )
             return [(kind, meta) for meta in gone]
 
-        async def given() -> list[Place]:
-            return list(places)
-
-        await self._phases("", given(), is_workload, delete, timeout)
+        return delete
 
     async def _resolve(self, places: Mapping[str, tuple[str, ...]]) -> list[Place]:
         kinds = {str(kind): kind for kind in await self._cluster.discovery.named(places)}
@@ -200,16 +197,14 @@ class Removal:
         places = dict.fromkeys(await self._resolve(known))
         wanted = set(only)
         allowed = {*cluster_kinds}
-        for namespace in namespaces:
-            served = await discovery.deletable(namespace)
+        for namespace, served in (await discovery.deletable(namespaces)).items():
             if served is None:
                 self._log.warning(
                     "The API server cannot tell what we may delete in %s: only kinds on record and "
                     "in `resource_kinds` are searched",
                     namespace,
                 )
-                served = await discovery.named(wanted)
-            for kind in served:
+            for kind in await discovery.named(wanted) if served is None else served:
                 if wanted and str(kind) not in wanted:
                     continue
                 if kind.namespaced:

@@ -14,8 +14,9 @@ from functools import partial
 from typing import Any
 
 from lightkube_template_spawner.api import Api, Kind
-from lightkube_template_spawner.discovery import Discovery, granted
+from lightkube_template_spawner.discovery import Discovery, allowed
 from lightkube_template_spawner.errors import ClusterError
+from lightkube_template_spawner.events import EVENTS
 from lightkube_template_spawner.manifests import Plan
 from lightkube_template_spawner.patience import retried
 
@@ -29,7 +30,6 @@ LOOK = frozenset({"list", "watch"})
 _RBAC = "rbac.authorization.k8s.io"
 # No namespace has this name, so that only rules of ClusterRoleBindings are told for it.
 _NOWHERE = "-"
-_EVENTS = Kind("", "v1", "Event", "events", namespaced=True)
 
 
 def needed(plan: Plan, kinds: Mapping[tuple[str, str], Kind], watched: Iterable[Place]) -> Needs:
@@ -113,10 +113,10 @@ class Rights:
                 for namespace in sorted({name for _, name in left}):
                     rules, complete = await self._discovery.rules(namespace or _NOWHERE)
                     for place in [place for place in left if place[1] == namespace]:
-                        allowed = _allowed(rules, place[0], left[place])
+                        held = allowed(rules, place[0], left[place])
                         if not complete:
-                            allowed |= await self._reviewed(place, left[place] - allowed)
-                        self._held[place] = self._held.get(place, frozenset()) | allowed
+                            held |= await self._reviewed(place, left[place] - held)
+                        self._held[place] = self._held.get(place, frozenset()) | held
                     if complete and namespace == events:
                         self._look_for_events(rules, events)
         return self._without(needs)
@@ -159,7 +159,7 @@ class Rights:
         """One question a verb, where webhooks decide and cannot tell their rules."""
         kind, namespace = place
         path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-        allowed = set()
+        given = set()
         for verb in sorted(verbs):
             asked = {
                 "group": kind.group,
@@ -174,21 +174,14 @@ class Rights:
             }
             answer = await retried(partial(self._api.call, "POST", path, body=review), self._log)
             if (answer.get("status") or {}).get("allowed") is True:
-                allowed.add(verb)
-        return frozenset(allowed)
+                given.add(verb)
+        return frozenset(given)
 
     def _look_for_events(self, rules: Iterable[Mapping[str, Any]], namespace: str) -> None:
-        lacking = LOOK - _allowed(rules, _EVENTS, LOOK)
+        lacking = LOOK - allowed(rules, EVENTS, LOOK)
         if lacking and not self._warned:
             self._warned = True
             self._log.warning(
                 "Users do not see what happens to their pods while they start: %s",
-                explain({(_EVENTS, namespace): lacking}),
+                explain({(EVENTS, namespace): lacking}),
             )
-
-
-def _allowed(
-    rules: Iterable[Mapping[str, Any]], kind: Kind, verbs: frozenset[str]
-) -> frozenset[str]:
-    found = granted(rules, kind)
-    return verbs if "*" in found else verbs & found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from pathlib import Path
@@ -25,6 +26,7 @@ from traitlets import (
 from traitlets.config import Configurable
 
 from lightkube_template_spawner import failures
+from lightkube_template_spawner.cluster import Cluster, shared
 from lightkube_template_spawner.manifests import RETAINED_KINDS
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -419,3 +421,23 @@ class Settings(Configurable):
                     "`apps/v1/Deployment`"
                 )
         return list(proposal["value"])
+
+    @property
+    def named_namespaces(self) -> list[str]:
+        """Where users' objects may be, as far as the settings name it without a pattern."""
+        literal = [name for name in self.extra_namespaces if not set(name) & set("*?[")]
+        return [self.namespace, *literal]
+
+    def open_cluster(self, log: logging.Logger) -> Cluster:
+        """The cluster that these settings lead to; one for all who ask in this process.
+
+        Raises:
+            ConfigurationError: none is configured, or its kubeconfig cannot be used.
+        """
+        return shared(
+            self.kubeconfig,
+            self.kube_context,
+            self.instance_name,
+            log,
+            timeout=self.k8s_request_timeout,
+        )

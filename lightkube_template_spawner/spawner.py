@@ -32,7 +32,7 @@ from lightkube_template_spawner import (
     values,
 )
 from lightkube_template_spawner.certificates import Certificate
-from lightkube_template_spawner.cluster import Cluster, shared
+from lightkube_template_spawner.cluster import Cluster
 from lightkube_template_spawner.connection import Route
 from lightkube_template_spawner.errors import (
     ClusterError,
@@ -49,7 +49,7 @@ from lightkube_template_spawner.launcher import Launcher
 from lightkube_template_spawner.manifests import Rules
 from lightkube_template_spawner.patience import within
 from lightkube_template_spawner.progress import ProgressLog
-from lightkube_template_spawner.record import STATE, Record
+from lightkube_template_spawner.record import STATE, Record, merged
 from lightkube_template_spawner.reflector import Meta
 from lightkube_template_spawner.removal import Removal
 from lightkube_template_spawner.secrecy import Mask, masked_log
@@ -341,7 +341,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what ``get_state`` gave; another spawner's state is left alone."""
         super().load_state(state)
-        self._record = Record.from_state(state.get(STATE))
+        self._record = Record.of_spawner(state)
         # KubeSpawner's own note; ours of that name may be a volume that this template made.
         theirs = "" if self._record else state.get("pvc_name")
         self._former_pvc = str(state.get("former_pvc_name") or theirs or "")
@@ -368,13 +368,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         )
 
     def _cluster(self) -> Cluster:
-        return shared(
-            self.kubeconfig,
-            self.kube_context,
-            self.instance_name,
-            self.log,
-            timeout=self.k8s_request_timeout,
-        )
+        return self.open_cluster(self.log)
 
     async def _launcher(self) -> Launcher:
         rules = Rules(
@@ -495,11 +489,6 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     async def _purge(self) -> None:
         identity = self.identity
         records = [*names.siblings(self), *([self._record] if self._record else [])]
-        known: dict[str, tuple[str, ...]] = {}
-        for record in records:
-            for kind, places in [*record.kinds.items(), *record.retained.items()]:
-                known[kind] = tuple(sorted({*known.get(kind, ()), *places}))
-        literal = [name for name in self.extra_namespaces if not set(name) & set("*?[")]
         recorded = [name for record in records for name in record.namespaces]
         selector = identity.user_selector()
         ours = identity.owns
@@ -515,8 +504,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             selector,
             is_ours,
             owner=identity.owner,
-            namespaces=dict.fromkeys([self.namespace, *recorded, *literal]),
-            known=known,
+            namespaces=dict.fromkeys([*self.named_namespaces, *recorded]),
+            known=merged(*(places for r in records for places in (r.kinds, r.retained))),
             only=self.resource_kinds,
             cluster_kinds=self.cluster_kinds,
             timeout=self.stop_timeout,

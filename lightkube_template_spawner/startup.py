@@ -18,10 +18,9 @@ from typing import Any
 from jupyterhub import orm
 from sqlalchemy import Text, literal_column, select
 
-from lightkube_template_spawner.cluster import shared
 from lightkube_template_spawner.errors import SpawnerError
 from lightkube_template_spawner.orphans import Known, Server
-from lightkube_template_spawner.record import STATE, Record
+from lightkube_template_spawner.record import Record
 from lightkube_template_spawner.settings import Settings
 from lightkube_template_spawner.sweep import Found, Sweep
 from lightkube_template_spawner.together import each
@@ -62,7 +61,7 @@ async def _begin(app: Any) -> None:
         settings: Settings = app.spawner_class(config=app.config)  # for its traits only
         if settings.report_orphans:
             await report(settings, app.db, app.log)
-    except Exception as error:
+    except Exception as error:  # the hub goes on without it
         expected = isinstance(error, SpawnerError | OSError)
         app.log.warning(
             "What a former hub left was not looked for: %s", error, exc_info=not expected
@@ -103,7 +102,7 @@ async def finish_stops(app: Any) -> None:
 
 
 def _lives(state: dict[str, Any]) -> bool:
-    record = Record.from_state(state.get(STATE))
+    record = Record.of_spawner(state)
     return record is not None and record.live
 
 
@@ -117,16 +116,8 @@ async def report(settings: Settings, db: Any, log: logging.Logger) -> Found:
     async def ask() -> Known:
         return await known_to(db, Known(settings.instance_name, settings.lifecycle_annotation_key))
 
-    cluster = shared(
-        settings.kubeconfig,
-        settings.kube_context,
-        settings.instance_name,
-        log,
-        timeout=settings.k8s_request_timeout,
-    )
-    literal = [name for name in settings.extra_namespaces if not set(name) & set("*?[")]
-    found = await Sweep(cluster, ask, log).find(
-        [settings.namespace, *literal], cluster_kinds=settings.cluster_kinds
+    found = await Sweep(settings.open_cluster(log), ask, log).find(
+        settings.named_namespaces, cluster_kinds=settings.cluster_kinds
     )
     for orphan in found.orphans[:_SHOWN]:
         log.warning("Orphan: %s", orphan)

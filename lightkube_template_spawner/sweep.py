@@ -14,7 +14,7 @@ from typing import Any
 
 from lightkube_template_spawner.api import Kind
 from lightkube_template_spawner.cluster import Cluster
-from lightkube_template_spawner.discovery import granted
+from lightkube_template_spawner.discovery import allowed
 from lightkube_template_spawner.errors import ClusterError, Forbidden, HubError, RemovalIncomplete
 from lightkube_template_spawner.identity import OWNER, SERVERNAME, USERNAME, Policy
 from lightkube_template_spawner.orphans import Known
@@ -22,6 +22,7 @@ from lightkube_template_spawner.reflector import Meta
 from lightkube_template_spawner.removal import Place, Removal
 from lightkube_template_spawner.together import each
 
+_LIST = frozenset({"list"})
 Ask = Callable[[], Awaitable[Known]]
 
 
@@ -180,9 +181,8 @@ class Sweep:
             rules, complete = await discovery.rules(namespace or "default")
             for kind in kinds:
                 place = kind, namespace if kind.namespaced else ""
-                verbs = granted(rules, kind)
                 # Where the API server cannot tell our rights, the list itself will.
-                may = not complete or "list" in verbs or "*" in verbs
+                may = not complete or bool(allowed(rules, kind, _LIST))
                 looked[place] = looked.get(place, False) or may
         found.looked_at = [place for place, may in looked.items() if may]
         found.not_allowed = [place for place, may in looked.items() if not may]

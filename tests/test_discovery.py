@@ -101,7 +101,7 @@ async def test_an_extension_that_is_down_costs_no_other(
     ]
     assert fake.faults[0].met == 5
     fake.faults[0].met = 0
-    found = await discovery.deletable("hub")
+    found = (await discovery.deletable(["hub"]))["hub"]
     assert found is not None
     assert "example.org/v1/Widget" in {str(kind) for kind in found}  # remembered
 
@@ -122,7 +122,7 @@ async def test_a_kind_that_cannot_be_asked_about_is_not_called_unknown(
 
 
 async def names(discovery: Discovery) -> set[str] | None:
-    found = await discovery.deletable("hub")
+    found = (await discovery.deletable(["hub"]))["hub"]
     return None if found is None else {str(kind) for kind in found}
 
 

@@ -268,7 +268,7 @@ async def discovery_finds_kinds(api: Api, space: str) -> None:
     assert pod.verbs >= {"list", "watch", "patch", "create", "delete", "deletecollection"}
     assert "deletecollection" not in (await discovery.kind("v1", "Namespace")).verbs
     assert (await discovery.kind("apps/v1", "Deployment")).plural == "deployments"
-    deletable = await discovery.deletable(space)
+    deletable = (await discovery.deletable([space]))[space]
     assert deletable is not None
     names = [str(kind) for kind in deletable]
     assert {"v1/Pod", "v1/Secret", "apps/v1/Deployment"} <= {*names}
