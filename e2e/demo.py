@@ -120,8 +120,7 @@ async def stay(story: Story, hub: Hub) -> None:
         async for _ in signals:
             break
     with story.step("every user is removed"):
-        for name in await hub.users():
-            await hub.delete_user(name)
+        await hub.delete_users()
 
 
 async def demonstrate(story: Story, cluster: Cluster) -> None:

@@ -260,6 +260,11 @@ class Hub:
         """Remove a user; the hub stops their servers first and answers when that is done."""
         await self.api("DELETE", user_path(name))
 
+    async def delete_users(self) -> None:
+        """Remove everybody: their servers would outlive the hub."""
+        for name in await self.users():
+            await self.delete_user(name)
+
     async def users(self) -> dict[str, dict[str, Any]]:
         """Every user's servers, stopped ones included, by name."""
         found = await self.api("GET", "users?include_stopped_servers=1&limit=200")

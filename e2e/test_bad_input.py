@@ -101,8 +101,7 @@ BAD_CHARTS = {
 async def hub(make_hub: MakeHub) -> AsyncGenerator[Hub]:
     async with make_hub(light.OPTIONS_ARE_TRAITS, start_timeout=20) as hub:
         yield hub
-        for name in await hub.users():
-            await hub.delete_user(name)
+        await hub.delete_users()
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,9 @@ from lightkube_template_spawner.removal import Removal
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.objects import LIFECYCLE, ME, YOU
-from tests.test_launcher import RULES, World, chart, log, quick
+from tests.test_launcher import RULES, World, chart, log
 
-pytestmark = pytest.mark.anyio
-
-__all__ = ["quick"]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick")]
 
 Obj = dict[str, Any]
 FULL = ["create", "delete", "get", "list", "patch", "watch"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,14 +39,6 @@ SELECTOR = ME.selector(LIFECYCLE, [Policy.STOPPED])
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_BACKOFF", (0.001, 0.001))
-
-
-@pytest.fixture
-async def cluster(fake: FakeApiServer, tmp_path: Path) -> AsyncIterator[Cluster]:
-    made = Cluster(connect(tmp_path, transport=fake), ME.instance, log)
-    await asyncio.sleep(0)
-    yield made
-    await made.aclose()
 
 
 def ours(meta: Meta) -> bool:

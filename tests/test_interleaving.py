@@ -16,10 +16,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from jupyterhub.apihandlers import users as hub_handlers
 
-from lightkube_template_spawner import events as events_module
-from lightkube_template_spawner import patience
-from lightkube_template_spawner import reflector as reflector_module
-from lightkube_template_spawner import removal as removal_module
 from lightkube_template_spawner import renderer as renderers
 from lightkube_template_spawner.renderer.worker import library_folder
 from tests.support.connect import connect
@@ -39,12 +35,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_BACKOFF", (0.001, 0.001))
-    monkeypatch.setattr(events_module, "_PAUSE", (0.01, 0.01))
-    monkeypatch.setattr(events_module, "_LINGER", 0.01)
-    monkeypatch.setattr(reflector_module, "_BACKOFF", (0.02, 0.08))
-    monkeypatch.setattr(removal_module, "_CONFIRM", 0.01)
+def short_cancels(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     # The hub gives a cancelled start one second to end.
     short = SimpleNamespace(**vars(asyncio))
     short.sleep = lambda seconds: asyncio.sleep(seconds / 5)

@@ -15,10 +15,7 @@ import httpx2
 import pytest
 
 from lightkube_template_spawner import applying as applying_module
-from lightkube_template_spawner import events as events_module
-from lightkube_template_spawner import failures, liveness, patience
-from lightkube_template_spawner import reflector as reflector_module
-from lightkube_template_spawner import removal as removal_module
+from lightkube_template_spawner import failures, liveness
 from lightkube_template_spawner.cluster import Cluster
 from lightkube_template_spawner.connection import Route
 from lightkube_template_spawner.errors import (
@@ -42,7 +39,7 @@ from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, Seen, text
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick")]
 
 log = logging.getLogger("test")
 RULES = Rules("hub")
@@ -74,15 +71,6 @@ def chart(name: str = "s", **pod: Any) -> dict[str, Obj]:
                     "metadata": {**metadata, "annotations": CONNECTION},
                     "spec": {"selector": {"app": name}, "ports": [{"port": 8888}]}},
     }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_BACKOFF", (0.001, 0.001))
-    monkeypatch.setattr(events_module, "_PAUSE", (0.01, 0.01))
-    monkeypatch.setattr(events_module, "_LINGER", 0.01)
-    monkeypatch.setattr(reflector_module, "_BACKOFF", (0.02, 0.08))
-    monkeypatch.setattr(removal_module, "_CONFIRM", 0.01)
 
 
 @dataclass

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,6 @@ from lightkube_template_spawner.identity import OWNER
 from lightkube_template_spawner.liveness import Limits, Missing, Silent
 from lightkube_template_spawner.record import Connection, Record
 from lightkube_template_spawner.status import Ended
-from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, text
 from tests.support.objects import ME, manifest
 
@@ -35,14 +32,6 @@ CRASHED = {
 }
 RUNNING = {"name": "main", "state": {"running": {}}}
 LOST = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]
-
-
-@pytest.fixture
-async def cluster(fake: FakeApiServer, tmp_path: Path) -> AsyncIterator[Cluster]:
-    made = Cluster(connect(tmp_path, transport=fake), ME.instance, log)
-    await asyncio.sleep(0)
-    yield made
-    await made.aclose()
 
 
 def pod(name: str = "s", **status: Any) -> Obj:

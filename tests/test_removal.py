@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -20,7 +18,6 @@ from lightkube_template_spawner.errors import NodeLost, RemovalIncomplete
 from lightkube_template_spawner.identity import Identity, Policy
 from lightkube_template_spawner.record import Connection, Record
 from lightkube_template_spawner.removal import Removal
-from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, Refusal, text
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
 
@@ -38,14 +35,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CONFIRM", 0.01)
     monkeypatch.setattr(module, "_DOUBT", 0.05)
     monkeypatch.setattr(reflector_module, "_BACKOFF", (0.02, 0.08))
-
-
-@pytest.fixture
-async def cluster(fake: FakeApiServer, tmp_path: Path) -> AsyncIterator[Cluster]:
-    made = Cluster(connect(tmp_path, transport=fake), ME.instance, log)
-    await asyncio.sleep(0)
-    yield made
-    await made.aclose()
 
 
 def server(fake: FakeApiServer, identity: Identity = ME, name: str = "s") -> None:

@@ -24,10 +24,7 @@ from traitlets import TraitError
 from traitlets.config import Config
 from traitlets.config.loader import DeferredConfigString
 
-from lightkube_template_spawner import events as events_module
-from lightkube_template_spawner import liveness, patience, vigil
-from lightkube_template_spawner import reflector as reflector_module
-from lightkube_template_spawner import removal as removal_module
+from lightkube_template_spawner import liveness, vigil
 from lightkube_template_spawner import renderer as renderers
 from lightkube_template_spawner import spawner as spawner_module
 from lightkube_template_spawner.cluster import shared
@@ -41,6 +38,7 @@ from tests.support.hub import INSTANCE, FakeHub, log, running_hub
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.usefixtures("quick"),
     pytest.mark.skipif(library_folder() is None, reason="helm-python-sdk is missing"),
 ]
 
@@ -116,15 +114,6 @@ def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "Chart.yaml").write_text("apiVersion: v2\nname: demo\nversion: 0.1.0\n")
     (folder / "templates" / "all.yaml").write_text(CHART)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_BACKOFF", (0.001, 0.001))
-    monkeypatch.setattr(events_module, "_PAUSE", (0.01, 0.01))
-    monkeypatch.setattr(events_module, "_LINGER", 0.01)
-    monkeypatch.setattr(reflector_module, "_BACKOFF", (0.02, 0.08))
-    monkeypatch.setattr(removal_module, "_CONFIRM", 0.01)
 
 
 @pytest.fixture

@@ -324,8 +324,7 @@ async def hub(make_hub: MakeHub, places: dict[str, str]) -> AsyncGenerator[Hub]:
     traits = {"start_timeout": 120, "http_timeout": 5, "shared_objects": ANYTHING}
     async with make_hub(CONFIG, **traits) as hub:
         yield hub
-        for name in await hub.users():
-            await hub.delete_user(name)
+        await hub.delete_users()
 
 
 def write(folder: Path, templates: Mapping[str, Obj]) -> str:

@@ -91,8 +91,7 @@ async def hub(
     traits = {"kubeconfig": str(file), "http_timeout": 3, "poll_interval": 3600, "stop_timeout": 3}
     async with make_hub(CONFIG, **traits) as hub:
         yield hub
-        for name in await hub.users():
-            await hub.delete_user(name)
+        await hub.delete_users()
 
 
 @pytest.fixture(scope="module")

@@ -52,8 +52,7 @@ def way(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Way]:
 async def hub(make_hub: MakeHub, way: Way) -> AsyncGenerator[Hub]:
     async with make_hub(CONFIG, kubeconfig=str(way.file), start_timeout=30, http_timeout=3) as hub:
         yield hub
-        for name in await hub.users():
-            await hub.delete_user(name)
+        await hub.delete_users()
 
 
 @pytest.fixture

@@ -69,8 +69,7 @@ async def hub(
     assert isinstance(hub, SecureHub)
     async with hub:
         yield hub
-        for name in await hub.users():
-            await hub.delete_user(name)
+        await hub.delete_users()
 
 
 def bare(cluster: Cluster) -> dict[str, Any]:

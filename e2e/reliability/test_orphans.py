@@ -52,8 +52,7 @@ async def hub(
     config = CONFIG.format(command=command)
     async with make_hub(config, template_path=chart) as hub:
         yield hub
-        for name in await hub.users():
-            await hub.delete_user(name)
+        await hub.delete_users()
 
 
 async def orphans(

@@ -30,8 +30,7 @@ KINDS = "pods,secrets,services,deployments,persistentvolumeclaims,configmaps"
 async def hub(make_hub: MakeHub) -> AsyncGenerator[Hub]:
     async with make_hub(light.OPTIONS_ARE_TRAITS, poll_interval=3600) as hub:
         yield hub
-        for name in await hub.users():
-            await hub.delete_user(name)
+        await hub.delete_users()
 
 
 @asynccontextmanager

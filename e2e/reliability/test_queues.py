@@ -34,8 +34,7 @@ c.JupyterHub.init_spawners_timeout = 1
 async def hub(make_hub: MakeHub) -> AsyncGenerator[Hub]:
     async with make_hub(CONFIG, start_timeout=300, failure_rules=STRICT) as hub:
         yield hub
-        for name in await hub.users():
-            await hub.delete_user(name)
+        await hub.delete_users()
 
 
 def queued(folder: Path, *, service: bool = False) -> str:

@@ -42,8 +42,7 @@ def chart(tmp_path_factory: pytest.TempPathFactory) -> str:
 async def hub(make_hub: MakeHub, chart: str) -> AsyncGenerator[Hub]:
     async with make_hub(template_path=chart, poll_interval=3600) as hub:
         yield hub
-        for name in await hub.users():
-            await hub.delete_user(name)
+        await hub.delete_users()
 
 
 class Person:

@@ -151,8 +151,7 @@ spec:
 async def hub(make_hub: MakeHub) -> AsyncGenerator[Hub]:
     async with make_hub(light.OPTIONS_ARE_TRAITS, poll_interval=3600) as hub:
         yield hub
-        for name in await hub.users():
-            await hub.delete_user(name)
+        await hub.delete_users()
 
 
 async def start(

@@ -65,8 +65,7 @@ async def hub(make_hub: MakeHub, folder: Path, told: Path) -> AsyncGenerator[Hub
     environment = {"TMPDIR": str(folder), "UPSTREAM": AUTH_STATE}
     async with make_hub(CONFIG.format(path=str(told)), environment=environment) as hub:
         yield hub
-        for name in await hub.users():
-            await hub.delete_user(name)
+        await hub.delete_users()
 
 
 @pytest.fixture(scope="module")
