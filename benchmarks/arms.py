@@ -22,9 +22,10 @@ from kubespawner import KubeSpawner
 
 from benchmarks.doubles import spawner
 from benchmarks.measure import count_requests, measured
-from lightkube_template_spawner import LightkubeTemplateSpawner, renderer
-from lightkube_template_spawner.api import Api
-from lightkube_template_spawner.cluster import Cluster
+from lightkube_template_spawner import LightkubeTemplateSpawner
+from lightkube_template_spawner.cluster.api import Api
+from lightkube_template_spawner.cluster.cluster import Cluster
+from lightkube_template_spawner.templates import renderer
 
 _PODS = "/api/v1/namespaces/{}/pods"
 _CLAIMS = "/api/v1/namespaces/{}/persistentvolumeclaims"

@@ -11,7 +11,7 @@ import uuid
 
 import pytest
 
-from lightkube_template_spawner.api import Api, Kind
+from lightkube_template_spawner.cluster.api import Api, Kind
 from lightkube_template_spawner.errors import ClusterError, Conflict
 
 CONFIG = Kind("", "v1", "ConfigMap", "configmaps", namespaced=True)

@@ -11,7 +11,7 @@ import pytest
 
 from e2e.cluster import Cluster
 from e2e.kube import Kube
-from lightkube_template_spawner.api import Api, Kind
+from lightkube_template_spawner.cluster.api import Api, Kind
 from tests.contract.cases import CASES, YOUNG, Case, names
 
 NAMESPACE = Kind("", "v1", "Namespace", "namespaces", namespaced=False)

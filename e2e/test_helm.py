@@ -26,7 +26,7 @@ def helm() -> str:
 
 def test_the_command_renders_as_the_library_does(helm: str) -> None:
     path = os.pathsep.join([helm, os.environ["PATH"]])
-    command = [sys.executable, "-m", "pytest", "-q", "tests/test_renderer.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "tests/templates/test_renderer.py"]
     done = subprocess.run(
         [*command, "-k", "command or engines_agree"],
         cwd=REPOSITORY,

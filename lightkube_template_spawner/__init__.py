@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Load the spawner when asked for: the Helm worker imports this package without JupyterHub."""
     if name == "LightkubeTemplateSpawner":
+        from lightkube_template_spawner.hub.startup import when_hub_has_started
         from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
-        from lightkube_template_spawner.startup import when_hub_has_started
 
         when_hub_has_started(LightkubeTemplateSpawner)
         return LightkubeTemplateSpawner

@@ -2,6 +2,6 @@
 
 import sys
 
-from lightkube_template_spawner.command import main
+from lightkube_template_spawner.cli.orphans import main
 
 sys.exit(main())

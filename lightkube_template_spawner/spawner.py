@@ -19,21 +19,9 @@ from jupyterhub.spawner import Spawner
 from sqlalchemy.orm import object_session
 from traitlets import Integer, TraitError, default, validate
 
-from lightkube_template_spawner import (
-    certificates,
-    failures,
-    heritage,
-    huberrors,
-    liveness,
-    names,
-    parting,
-    renderer,
-    startup,
-    values,
-)
-from lightkube_template_spawner.certificates import Certificate
-from lightkube_template_spawner.cluster import Cluster
-from lightkube_template_spawner.connection import Route
+from lightkube_template_spawner.cluster.cluster import Cluster
+from lightkube_template_spawner.cluster.reflector import Meta
+from lightkube_template_spawner.cluster.retry import within
 from lightkube_template_spawner.errors import (
     ClusterError,
     NameTaken,
@@ -44,18 +32,36 @@ from lightkube_template_spawner.errors import (
     TemplateError,
     Unavailable,
 )
-from lightkube_template_spawner.identity import Identity, Policy
-from lightkube_template_spawner.launcher import Launcher
-from lightkube_template_spawner.manifests import Rules
-from lightkube_template_spawner.patience import within
-from lightkube_template_spawner.progress import ProgressLog
-from lightkube_template_spawner.record import STATE, Record, merged
-from lightkube_template_spawner.reflector import Meta
-from lightkube_template_spawner.removal import Removal
-from lightkube_template_spawner.secrecy import Mask, masked_log
-from lightkube_template_spawner.settings import Settings, default_chart
-from lightkube_template_spawner.status import Ended
-from lightkube_template_spawner.vigil import Vigil
+from lightkube_template_spawner.hub import (
+    deletion as parting,
+)
+from lightkube_template_spawner.hub import (
+    exceptions as huberrors,
+)
+from lightkube_template_spawner.hub import (
+    internal_ssl as certificates,
+)
+from lightkube_template_spawner.hub import (
+    kubespawner as heritage,
+)
+from lightkube_template_spawner.hub import (
+    names,
+    startup,
+)
+from lightkube_template_spawner.hub.internal_ssl import Certificate
+from lightkube_template_spawner.hub.progress import ProgressLog
+from lightkube_template_spawner.hub.settings import Settings, default_chart
+from lightkube_template_spawner.lifecycle import failures, liveness
+from lightkube_template_spawner.lifecycle.launcher import Launcher
+from lightkube_template_spawner.lifecycle.monitor import Vigil
+from lightkube_template_spawner.lifecycle.record import STATE, Record, merged
+from lightkube_template_spawner.lifecycle.removal import Removal
+from lightkube_template_spawner.objects.connection import Route
+from lightkube_template_spawner.objects.identity import Identity, Policy
+from lightkube_template_spawner.objects.plan import Rules
+from lightkube_template_spawner.objects.status import Ended
+from lightkube_template_spawner.templates import renderer, values
+from lightkube_template_spawner.templates.redaction import Mask, masked_log
 
 _POLL_PATIENCE = 2.0  # seconds that a poll waits for a first list: the hub's start waits for polls
 _ADOPT_PATIENCE = 2.5  # the same for a server that was ready when the former hub ended

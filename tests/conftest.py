@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lightkube_template_spawner import events, patience, reflector, removal
-from lightkube_template_spawner.api import Api
-from lightkube_template_spawner.cluster import Cluster
+from lightkube_template_spawner.cluster import events, reflector
+from lightkube_template_spawner.cluster import retry as patience
+from lightkube_template_spawner.cluster.api import Api
+from lightkube_template_spawner.cluster.cluster import Cluster
+from lightkube_template_spawner.lifecycle import removal
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.objects import ME

@@ -35,7 +35,7 @@ def test_importing_the_package_imports_no_hub_and_no_client() -> None:
 def test_making_slugs_does_not_import_kubespawner() -> None:
     code = (
         "import sys\n"
-        "from lightkube_template_spawner.identity import Identity\n"
+        "from lightkube_template_spawner.objects.identity import Identity\n"
         "Identity('hub', 'a@b', 'My Server').user_server_slug\n"
         "print(*sys.modules)"
     )

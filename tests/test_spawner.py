@@ -24,14 +24,15 @@ from traitlets import TraitError
 from traitlets.config import Config
 from traitlets.config.loader import DeferredConfigString
 
-from lightkube_template_spawner import liveness, vigil
-from lightkube_template_spawner import renderer as renderers
 from lightkube_template_spawner import spawner as spawner_module
-from lightkube_template_spawner.cluster import shared
+from lightkube_template_spawner.cluster.cluster import shared
 from lightkube_template_spawner.errors import RemovalIncomplete
-from lightkube_template_spawner.identity import Identity
-from lightkube_template_spawner.renderer.worker import library_folder
+from lightkube_template_spawner.lifecycle import liveness
+from lightkube_template_spawner.lifecycle import monitor as vigil
+from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
+from lightkube_template_spawner.templates import renderer as renderers
+from lightkube_template_spawner.templates.helm.library import library_folder
 from tests.support.connect import kubeconfig
 from tests.support.fake_apiserver import FakeApiServer, Fault, Seen, text
 from tests.support.hub import INSTANCE, FakeHub, log, running_hub

@@ -19,10 +19,10 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from e2e.cluster import Cluster
 from e2e.reliability.faults import Faults
-from lightkube_template_spawner import renderer as renderers
-from lightkube_template_spawner.api import Api, Kind
+from lightkube_template_spawner.cluster.api import Api, Kind
 from lightkube_template_spawner.errors import NotFound
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
+from lightkube_template_spawner.templates import renderer as renderers
 from tests.support.hub import LocalHub, local_hub
 from tests.support.interleaving import TEMPLATES, Gate, Interleaving, Obj, World
 

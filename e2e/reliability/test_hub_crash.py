@@ -29,8 +29,8 @@ from e2e.kube import Kube
 from e2e.reliability.faults import REPEAT, Faults
 from e2e.requests import Request
 from e2e.user import HubUser
-from lightkube_template_spawner.identity import USERNAME
-from lightkube_template_spawner.together import each
+from lightkube_template_spawner.concurrency import each
+from lightkube_template_spawner.objects.identity import USERNAME
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(REPEAT * 300)]
 

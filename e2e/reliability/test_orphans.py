@@ -20,7 +20,7 @@ from e2e.hub import Hub
 from e2e.kube import Kube
 from e2e.reliability.faults import REPEAT, Faults
 from e2e.user import HubUser
-from lightkube_template_spawner.identity import Identity
+from lightkube_template_spawner.objects.identity import Identity
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(REPEAT * 180)]
 

@@ -16,7 +16,7 @@ from e2e.conftest import MakeHub
 from e2e.hub import Hub
 from e2e.kube import Kube
 from e2e.user import HubUser, ServerFailedError
-from lightkube_template_spawner.identity import Identity
+from lightkube_template_spawner.objects.identity import Identity
 
 pytestmark = pytest.mark.anyio
 

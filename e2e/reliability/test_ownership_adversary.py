@@ -24,14 +24,15 @@ from e2e.kube import Kube
 from e2e.reliability import adversary
 from e2e.reliability.adversary import CARELESS, Case
 from e2e.reliability.faults import Faults
-from lightkube_template_spawner import manifests, renderer, values
-from lightkube_template_spawner.api import Api, Kind
-from lightkube_template_spawner.applying import Applying
-from lightkube_template_spawner.cluster import Cluster
+from lightkube_template_spawner.cluster.api import Api, Kind
+from lightkube_template_spawner.cluster.cluster import Cluster
+from lightkube_template_spawner.cluster.retry import retried
 from lightkube_template_spawner.errors import Conflict, Invalid, NotOurs, SpawnerError
-from lightkube_template_spawner.identity import MANAGED_BY, OWNER, PREFIX, Identity, Policy
-from lightkube_template_spawner.manifests import Plan, Planned, Rules
-from lightkube_template_spawner.patience import retried
+from lightkube_template_spawner.lifecycle.apply import Applying
+from lightkube_template_spawner.objects import plan as manifests
+from lightkube_template_spawner.objects.identity import MANAGED_BY, OWNER, PREFIX, Identity, Policy
+from lightkube_template_spawner.objects.plan import Plan, Planned, Rules
+from lightkube_template_spawner.templates import renderer, values
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(7200)]
 

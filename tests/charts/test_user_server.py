@@ -16,16 +16,17 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lightkube_template_spawner import identity, manifests
-from lightkube_template_spawner import values as spawner_values
 from lightkube_template_spawner.errors import TemplateError
-from lightkube_template_spawner.renderer import (
+from lightkube_template_spawner.hub.settings import default_chart
+from lightkube_template_spawner.objects import identity
+from lightkube_template_spawner.objects import plan as manifests
+from lightkube_template_spawner.templates import values as spawner_values
+from lightkube_template_spawner.templates.renderer import (
     Rendered,
     check_template,
     close_renderers,
     open_renderer,
 )
-from lightkube_template_spawner.settings import default_chart
 
 REPOSITORY = Path(__file__).parents[2]
 Objects = dict[str, dict[str, Any]]

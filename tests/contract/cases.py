@@ -14,9 +14,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from lightkube_template_spawner.api import METADATA, METADATA_LIST, Api, Kind
-from lightkube_template_spawner.cluster import Cluster
-from lightkube_template_spawner.discovery import Discovery
+from lightkube_template_spawner.cluster.api import METADATA, METADATA_LIST, Api, Kind
+from lightkube_template_spawner.cluster.cluster import Cluster
+from lightkube_template_spawner.cluster.discovery import Discovery
+from lightkube_template_spawner.cluster.events import Event, EventFeed
+from lightkube_template_spawner.cluster.rbac import FULL, Rights
+from lightkube_template_spawner.cluster.reflector import Meta
 from lightkube_template_spawner.errors import (
     AlreadyThere,
     ClusterError,
@@ -26,13 +29,10 @@ from lightkube_template_spawner.errors import (
     NotFound,
     RemovalIncomplete,
 )
-from lightkube_template_spawner.events import Event, EventFeed
-from lightkube_template_spawner.identity import DIGEST, Identity, Policy
-from lightkube_template_spawner.manifests import Planned
-from lightkube_template_spawner.record import Record
-from lightkube_template_spawner.reflector import Meta
-from lightkube_template_spawner.removal import Removal
-from lightkube_template_spawner.rights import FULL, Rights
+from lightkube_template_spawner.lifecycle.record import Record
+from lightkube_template_spawner.lifecycle.removal import Removal
+from lightkube_template_spawner.objects.identity import DIGEST, Identity, Policy
+from lightkube_template_spawner.objects.plan import Planned
 
 Obj = dict[str, Any]
 Case = Callable[[Api, str], Awaitable[None]]

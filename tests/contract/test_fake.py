@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightkube_template_spawner.api import Api
+from lightkube_template_spawner.cluster.api import Api
 from tests.contract.cases import CASES, Case, names
 
 

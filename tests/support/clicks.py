@@ -15,7 +15,7 @@ from jupyterhub.apihandlers.users import UserAPIHandler, UserServerAPIHandler
 from jupyterhub.auth import DummyAuthenticator
 from tornado import web
 
-from lightkube_template_spawner.startup import finish_stops
+from lightkube_template_spawner.hub.startup import finish_stops
 
 log = logging.getLogger("hub")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2
 
-from lightkube_template_spawner.api import Api
+from lightkube_template_spawner.cluster.api import Api
 
 TOKEN = "very-secret-token"
 

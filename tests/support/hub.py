@@ -26,9 +26,9 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import StaticPool
 from traitlets.config import Config
 
-from lightkube_template_spawner import cluster as clusters
-from lightkube_template_spawner.api import Api
-from lightkube_template_spawner.cluster import Cluster
+from lightkube_template_spawner.cluster import cluster as clusters
+from lightkube_template_spawner.cluster.api import Api
+from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Seen

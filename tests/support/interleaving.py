@@ -20,8 +20,8 @@ import httpx2
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from lightkube_template_spawner.identity import INSTANCE as INSTANCE_LABEL
-from lightkube_template_spawner.identity import OWNER, SERVERNAME, Identity
+from lightkube_template_spawner.objects.identity import INSTANCE as INSTANCE_LABEL
+from lightkube_template_spawner.objects.identity import OWNER, SERVERNAME, Identity
 from tests.support.clicks import Clicks
 from tests.support.hub import INSTANCE, LocalHub
 

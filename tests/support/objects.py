@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightkube_template_spawner.api import Kind
-from lightkube_template_spawner.identity import DIGEST, Identity, Policy
-from lightkube_template_spawner.manifests import Planned
+from lightkube_template_spawner.cluster.api import Kind
+from lightkube_template_spawner.objects.identity import DIGEST, Identity, Policy
+from lightkube_template_spawner.objects.plan import Planned
 
 LIFECYCLE = "kubetemplatespawner/lifecycle"
 ME = Identity("i", "me@example.org", userid=1)

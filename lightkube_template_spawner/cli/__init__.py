@@ -1,0 +1,1 @@
+"""The administrator's command; one module a subcommand."""

@@ -1,0 +1,259 @@
+"""The command `lightkube-template-spawner`, for administrators."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+
+import anyio
+import anyio.to_thread
+from traitlets import TraitError
+
+from lightkube_template_spawner.cluster.cluster import Cluster
+from lightkube_template_spawner.errors import ConfigurationError, SpawnerError
+from lightkube_template_spawner.hub.rest import SCOPES, HubApi
+from lightkube_template_spawner.hub.settings import Settings
+from lightkube_template_spawner.lifecycle.orphans import Known
+from lightkube_template_spawner.lifecycle.sweep import Found, Orphan, Sweep
+
+NONE_LEFT, LEFT, INCOMPLETE = 0, 1, 2
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SHOWN = 8
+
+_ORPHANS = f"""\
+Report objects of one hub instance that nobody owns: their user is not known to the hub, or their
+server is not, or they should have gone when a server stopped. Objects without our owner label, of
+other instances, or made by controllers are never looked at; volumes of users that the hub knows are
+never orphans. Nothing is deleted without --delete, and no volume without --retained.
+
+The hub is asked over its REST API: JUPYTERHUB_API_URL and JUPYTERHUB_API_TOKEN must be in the
+environment, as JupyterHub sets them for its services. The token needs the scopes
+{", ".join(SCOPES)}, for all users. If the hub does not
+answer, or does not show everything, nothing is reported and nothing deleted.
+"""
+_EXIT = f"""\
+in jupyterhub_config.py, as a service that looks when the hub starts and every day, and reports to
+the hub's log:
+  c.JupyterHub.services = [{{
+      "name": "orphans",
+      "command": ["lightkube-template-spawner", "orphans", "--every", "1d"],
+  }}]
+  c.JupyterHub.load_roles = [{{
+      "name": "orphans",
+      "services": ["orphans"],
+      "scopes": {json.dumps(SCOPES)},
+  }}]
+
+exit status:
+  0  no orphans, or all that were found are deleted
+  1  orphans are left: they were only reported, or did not go
+  2  the hub or the cluster could not be asked, or some kind could not be listed though
+     the account may; standard error says which
+
+A database of the hub that was lost or replaced makes every object an orphan until its user has
+logged in again. Read the report before you give --delete, and twice before --retained.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status."""
+    options = _parser().parse_args(arguments)
+    # A hub ends its services by SIGINT; one that a shell started in the background hands on that
+    # it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        status: int = anyio.run(_orphans, options)
+    except (SpawnerError, TraitError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return INCOMPLETE
+    except KeyboardInterrupt:
+        return INCOMPLETE
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightkube-template-spawner",
+        description="Tools for administrators of a JupyterHub with LightkubeTemplateSpawner.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    orphans = commands.add_parser(
+        "orphans",
+        help="report, or delete, objects that nobody owns",
+        description=_ORPHANS,
+        epilog=_EXIT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = orphans.add_argument
+    add(
+        "--delete",
+        action="store_true",
+        help="delete orphans that go whenever a server stops, pods first; refused when the hub has "
+        "no server of this instance on record",
+    )
+    add(
+        "--retained",
+        action="store_true",
+        help="with --delete: also those that outlive a server, users' volumes among them",
+    )
+    add(
+        "--instance",
+        help="value of the hub's trait `instance_name` (default: as the trait's own, from "
+        "HELM_RELEASE_NAME and the pod's namespace, else `jupyter`)",
+    )
+    add(
+        "-n",
+        "--namespace",
+        action="append",
+        default=[],
+        help="look here; may be repeated (default: the pod's own namespace, else `default`; "
+        "namespaces that the hub has on record for its users are looked at, too)",
+    )
+    add(
+        "-A",
+        "--all-namespaces",
+        action="store_true",
+        help="look everywhere; needs the right to list cluster-wide",
+    )
+    add(
+        "--cluster-kind",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="look for this kind without a namespace, too, as the trait `cluster_kinds` has it: "
+        "v1/Namespace; may be repeated (default: none)",
+    )
+    add("--kubeconfig", default="", help="file (default: the pod's account, else $KUBECONFIG)")
+    add("--context", default="", help="context of the kubeconfig (default: its current one)")
+    add(
+        "--lifecycle-key",
+        default=str(Settings.lifecycle_annotation_key.default()),
+        help="value of the trait `lifecycle_annotation_key` (default: %(default)s)",
+    )
+    add(
+        "--min-age",
+        type=_seconds,
+        default="10m",
+        metavar="TIME",
+        help="leave younger objects out, such as 30s, 10m, 2h, 1d (default: %(default)s)",
+    )
+    add(
+        "--every",
+        type=_seconds,
+        metavar="TIME",
+        help="do it again and again, with this pause, and never end: for a service of the hub, "
+        "which is started again when it ends",
+    )
+    add(
+        "--timeout",
+        type=_seconds,
+        default="90s",
+        metavar="TIME",
+        help="how long to wait for deleted objects to be gone (default: %(default)s)",
+    )
+    add(
+        "--wait",
+        type=_seconds,
+        default="30s",
+        metavar="TIME",
+        help="how long to wait for a hub that does not answer, as one that is just starting "
+        "(default: %(default)s)",
+    )
+    add("-o", "--output", choices=["text", "json"], default="text", help="default: %(default)s")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+)([smhd])", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 30s, 10m, 2h or 1d")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+async def _orphans(options: argparse.Namespace) -> int:
+    settings = Settings(kubeconfig=options.kubeconfig, kube_context=options.context)
+    if options.instance:
+        settings.instance_name = options.instance
+    hub = HubApi(os.environ, patience=options.wait)
+    log = logging.getLogger("lightkube-template-spawner")
+
+    async def ask() -> Known:
+        known = Known(settings.instance_name, options.lifecycle_key)
+        return await anyio.to_thread.run_sync(hub.read, known)
+
+    cluster = settings.open_cluster(log)
+    try:
+        namespaces = [""] if options.all_namespaces else options.namespace or [settings.namespace]
+        sweep = Sweep(cluster, ask, log)
+        while True:
+            try:
+                status = await _once(sweep, namespaces, options)
+            except ConfigurationError:
+                raise
+            except SpawnerError as error:
+                if options.every is None:
+                    raise
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                status = INCOMPLETE
+            if options.every is None:
+                return status
+            await anyio.sleep(options.every)
+    finally:
+        await _close(cluster)
+
+
+async def _close(cluster: Cluster) -> None:
+    with anyio.CancelScope(shield=True):
+        await cluster.aclose()
+
+
+async def _once(sweep: Sweep, namespaces: list[str], options: argparse.Namespace) -> int:
+    found = await sweep.find(
+        namespaces, cluster_kinds=options.cluster_kind, min_age=options.min_age
+    )
+    doomed = [o for o in found.orphans if options.delete and (options.retained or not o.retained)]
+    refused = ""
+    if doomed:
+        try:
+            await sweep.delete(doomed, timeout=options.timeout)
+        except SpawnerError as error:
+            refused = str(error)
+    _print(found, options, [] if refused else doomed)
+    if refused:
+        print(f"error: {refused}", file=sys.stderr)
+    if not found.looked_at:
+        print("error: the account may list nothing there", file=sys.stderr)
+    if found.failed or not found.looked_at:
+        return INCOMPLETE
+    return LEFT if refused or len(doomed) < len(found.orphans) else NONE_LEFT
+
+
+def _print(found: Found, options: argparse.Namespace, deleted: list[Orphan]) -> None:
+    if options.output == "json":
+        gone = {orphan.meta.uid for orphan in deleted}
+        orphans = [{**o.as_dict(), "deleted": o.meta.uid in gone} for o in found.orphans]
+        places = [f"{kind} in {place or 'the cluster'}" for kind, place in found.not_allowed]
+        report = {"orphans": orphans, "failed": found.failed, "notAllowed": places}
+        print(json.dumps(report, indent=2), flush=True)
+        return
+    for orphan in found.orphans:
+        print(f"{'deleted: ' if orphan in deleted else ''}{orphan}")
+    number, rest = len(found.orphans), len(found.orphans) - len(deleted)
+    print(f"orphans: {number} found, {rest} left; kinds looked at: {found.kinds}", flush=True)
+    for text in found.failed:
+        print(f"error: not looked at: {text}", file=sys.stderr)
+    if found.not_allowed:
+        kinds = sorted({str(kind) for kind, _ in found.not_allowed})
+        more = f" and {len(kinds) - _SHOWN} more" if len(kinds) > _SHOWN else ""
+        print(
+            "note: not looked at, since the account may not list them: "
+            f"{', '.join(kinds[:_SHOWN])}{more}",
+            file=sys.stderr,
+        )

@@ -1,0 +1,1 @@
+"""The API server: one client, one store a kind, one writer."""

@@ -1,0 +1,187 @@
+"""Whether the hub's account may do what a template needs: asked before anything is created.
+
+One review a namespace tells all rules that RBAC gives the account there. What it allows is
+remembered; what it denies is asked again at the next start, which an administrator may have enabled
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from lightkube_template_spawner.cluster.api import Api, Kind
+from lightkube_template_spawner.cluster.discovery import Discovery, allowed
+from lightkube_template_spawner.cluster.events import EVENTS
+from lightkube_template_spawner.cluster.retry import retried
+from lightkube_template_spawner.errors import ClusterError
+from lightkube_template_spawner.objects.plan import Plan
+
+Place = tuple[Kind, str]  # kind, namespace ("" for kinds without one, or for all namespaces)
+Needs = Mapping[Place, frozenset[str]]
+
+# Deleting collections is not among them: it saves requests, and without it we delete one by one.
+FULL = frozenset({"create", "delete", "get", "list", "patch", "watch"})
+LOOK = frozenset({"list", "watch"})
+
+_RBAC = "rbac.authorization.k8s.io"
+# No namespace has this name, so that only rules of ClusterRoleBindings are told for it.
+_NOWHERE = "-"
+
+
+def needed(plan: Plan, kinds: Mapping[tuple[str, str], Kind], watched: Iterable[Place]) -> Needs:
+    """The verbs that one start, its polls and its removal use, by kind and namespace.
+
+    ``watched`` are places that are looked at, whoever makes what is there.
+    """
+    needs: dict[Place, frozenset[str]] = dict.fromkeys(watched, LOOK)
+    for item in plan.objects:
+        needs[kinds[item.kind], item.namespace] = FULL
+    return needs
+
+
+def promised(plan: Plan, place: Place) -> bool:
+    """Whether the template itself may give the right: it renders the namespace and a binding."""
+    kind, namespace = place
+    rendered = {item.name for item in plan.objects if item.kind == ("v1", "Namespace")}
+    bound = {o.namespace for o in plan.objects if o.kind[1].endswith("RoleBinding")}
+    return kind.group != _RBAC and namespace in rendered and bool(bound & {namespace, ""})
+
+
+def explain(missing: Needs, account: str = "the hub's account") -> str:
+    """Every missing right in words, and as the rules to add, one a line, in YAML."""
+    wanted = sorted(missing.items(), key=lambda need: (need[0][1], str(need[0][0])))
+    words = [
+        f"{_any_of(sorted(verbs))} {_resource(kind)} {_where(name)}"
+        for (kind, name), verbs in wanted
+    ]
+    lines = [f"{account} may not {', nor '.join(words)}."]
+    for namespace in dict.fromkeys(name for (_, name), _ in wanted):
+        role = f"a Role in namespace {namespace!r}" if namespace else "a ClusterRole"
+        lines.append(f"Add to {role} that is bound to this account:")
+        groups: dict[tuple[str, str], list[str]] = {}
+        for (kind, name), verbs in wanted:
+            if name == namespace:
+                key = (kind.group or '""', ", ".join(sorted(verbs)))
+                groups.setdefault(key, []).append(kind.plural)
+        lines += [
+            f"- {{apiGroups: [{group}], resources: [{', '.join(plurals)}], verbs: [{verbs}]}}"
+            for (group, verbs), plurals in groups.items()
+        ]
+    return "\n".join(lines)
+
+
+def _any_of(verbs: list[str]) -> str:
+    return " or ".join(filter(None, [", ".join(verbs[:-1]), verbs[-1]]))
+
+
+def _resource(kind: Kind) -> str:
+    return f"{kind.plural}.{kind.group}" if kind.group else kind.plural
+
+
+def _where(namespace: str) -> str:
+    return f"in namespace {namespace!r}" if namespace else "in the cluster"
+
+
+class Rights:
+    """What the hub's account may do on one API server."""
+
+    def __init__(self, api: Api, discovery: Discovery, log: logging.Logger) -> None:
+        self._api = api
+        self._discovery = discovery
+        self._log = log
+        self._held: dict[Place, frozenset[str]] = {}
+        self._everywhere: dict[Kind, bool] = {}
+        self._warned = False
+        self._asking = asyncio.Lock()  # a class that starts together asks once
+
+    async def missing(self, needs: Needs, *, events: str = "") -> Needs:
+        """What of the needs we may not do; costs no request once all of it was allowed.
+
+        ``events`` is the namespace whose events the users should see: without the right, they see
+        none, which is said once.
+
+        Raises:
+            ClusterError: the API server could not be asked.
+        """
+        if self._without(needs):
+            async with self._asking:
+                left = self._without(needs)
+                for namespace in sorted({name for _, name in left}):
+                    rules, complete = await self._discovery.rules(namespace or _NOWHERE)
+                    for place in [place for place in left if place[1] == namespace]:
+                        held = allowed(rules, place[0], left[place])
+                        if not complete:
+                            held |= await self._reviewed(place, left[place] - held)
+                        self._held[place] = self._held.get(place, frozenset()) | held
+                    if complete and namespace == events:
+                        self._look_for_events(rules, events)
+        return self._without(needs)
+
+    def is_settled(self, kind: Kind) -> bool:
+        """Whether ``everywhere`` was answered before."""
+        return kind in self._everywhere
+
+    async def everywhere(self, kind: Kind) -> bool:
+        """Whether we may watch a kind in all namespaces at once; asked once."""
+        if kind not in self._everywhere:
+            try:
+                self._everywhere[kind] = not await self.missing({(kind, ""): LOOK})
+            except ClusterError as error:
+                self._log.debug("May %s be watched in all namespaces: %s", kind, error)
+                return False
+        return self._everywhere[kind]
+
+    def forget(self, namespaces: Iterable[str] | None = None) -> None:
+        """Ask again what was allowed in these namespaces, or anywhere."""
+        gone = None if namespaces is None else {*namespaces}
+        for place in [p for p in self._held if gone is None or p[1] in gone]:
+            del self._held[place]
+
+    async def account(self) -> str:
+        """What the API server calls us."""
+        path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        try:
+            answer = await self._api.call("POST", path, body=review)
+            return f"the hub's account {answer['status']['userInfo']['username']}"
+        except (ClusterError, LookupError, TypeError):
+            return "the hub's account"  # before Kubernetes 1.28
+
+    def _without(self, needs: Needs) -> dict[Place, frozenset[str]]:
+        left = {place: verbs - self._held.get(place, frozenset()) for place, verbs in needs.items()}
+        return {place: verbs for place, verbs in left.items() if verbs}
+
+    async def _reviewed(self, place: Place, verbs: frozenset[str]) -> frozenset[str]:
+        """One question a verb, where webhooks decide and cannot tell their rules."""
+        kind, namespace = place
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        given = set()
+        for verb in sorted(verbs):
+            asked = {
+                "group": kind.group,
+                "resource": kind.plural,
+                "namespace": namespace,
+                "verb": verb,
+            }
+            review = {
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectAccessReview",
+                "spec": {"resourceAttributes": asked},
+            }
+            answer = await retried(partial(self._api.call, "POST", path, body=review), self._log)
+            if (answer.get("status") or {}).get("allowed") is True:
+                given.add(verb)
+        return frozenset(given)
+
+    def _look_for_events(self, rules: Iterable[Mapping[str, Any]], namespace: str) -> None:
+        lacking = LOOK - allowed(rules, EVENTS, LOOK)
+        if lacking and not self._warned:
+            self._warned = True
+            self._log.warning(
+                "Users do not see what happens to their pods while they start: %s",
+                explain({(EVENTS, namespace): lacking}),
+            )

@@ -1,0 +1,157 @@
+"""What is done once when the hub that uses the spawner has started.
+
+Stops that the former hub did not finish are finished, and orphans go to the log.
+
+JupyterHub has no hook for this, and at its start it makes spawners only for servers that run. But
+it looks the spawner's class up inside its event loop when it reads its configuration, and that is
+what `lightkube_template_spawner.__getattr__` and the class itself tell this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from typing import Any
+
+from jupyterhub import orm
+from sqlalchemy import Text, literal_column, select
+
+from lightkube_template_spawner.concurrency import each
+from lightkube_template_spawner.errors import SpawnerError
+from lightkube_template_spawner.hub.settings import Settings
+from lightkube_template_spawner.lifecycle.orphans import Known, Server
+from lightkube_template_spawner.lifecycle.record import Record
+from lightkube_template_spawner.lifecycle.sweep import Found, Sweep
+
+_PATIENCE = 1.0  # seconds between two looks at whether the hub has started
+_PAGE = 200  # users read at once: the hub's loop must not wait for more
+_SHOWN = 20
+_seen: list[Any] = []  # hubs of this process
+_running: set[asyncio.Task[None]] = set()  # the loop itself holds no reference
+
+
+def when_hub_has_started(spawner_class: type[Settings]) -> None:
+    """Finish stops and report orphans once this process's hub has started, if it uses the class."""
+    hub = getattr(sys.modules.get("jupyterhub.app"), "JupyterHub", None)
+    if hub is None or not hub.initialized() or hub.instance() in _seen:
+        return
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    app = hub.instance()
+    _seen.append(app)
+
+    def check() -> None:
+        if app.http_server is None:
+            loop.call_later(_PATIENCE, check)
+        elif issubclass(app.spawner_class, spawner_class):
+            task = loop.create_task(_begin(app))
+            _running.add(task)
+            task.add_done_callback(_running.discard)
+
+    loop.call_later(_PATIENCE, check)
+
+
+async def _begin(app: Any) -> None:
+    try:
+        await finish_stops(app)
+        settings: Settings = app.spawner_class(config=app.config)  # for its traits only
+        if settings.report_orphans:
+            await report(settings, app.db, app.log)
+    except Exception as error:  # the hub goes on without it
+        expected = isinstance(error, SpawnerError | OSError)
+        app.log.warning(
+            "What a former hub left was not looked for: %s", error, exc_info=not expected
+        )
+
+
+async def finish_stops(app: Any) -> None:
+    """Remove what is left of servers that a former hub began to stop.
+
+    A hub that is told to end, or whose stop fails, notes the server as stopped all the same; the
+    record then still says that it lives.
+    """
+    text = literal_column("spawners.state", Text)
+    rows = app.db.execute(
+        select(orm.Spawner.user_id, orm.Spawner.name, text).where(
+            orm.Spawner.server_id.is_(None), text.contains('"live": true')
+        )
+    )
+    unfinished = [row[:2] for row in rows if _lives(json.loads(row[2]))]
+
+    async def finish(server: tuple[int, str]) -> None:
+        user, name = server
+        spawner = app.users[user].spawners[name]
+        if spawner.active:
+            return  # a start clears what is left by itself
+        spawner._check_pending = True  # as the hub itself keeps starts away from what it checks
+        try:
+            app.log.warning("Finishing the stop of %s", spawner._log_name)
+            await spawner.stop()
+            spawner.orm_spawner.state = spawner.get_state()
+            app.db.commit()
+        except SpawnerError as error:
+            app.log.warning("%s was not removed: %s", spawner._log_name, error)
+        finally:
+            spawner._check_pending = False
+
+    await each(finish, unfinished)
+
+
+def _lives(state: dict[str, Any]) -> bool:
+    record = Record.of_spawner(state)
+    return record is not None and record.live
+
+
+async def report(settings: Settings, db: Any, log: logging.Logger) -> Found:
+    """Look for orphans and log them: one line each, up to a number, and a summary.
+
+    Raises:
+        SpawnerError: the cluster could not be asked.
+    """
+
+    async def ask() -> Known:
+        return await known_to(db, Known(settings.instance_name, settings.lifecycle_annotation_key))
+
+    found = await Sweep(settings.open_cluster(log), ask, log).find(
+        settings.named_namespaces, cluster_kinds=settings.cluster_kinds
+    )
+    for orphan in found.orphans[:_SHOWN]:
+        log.warning("Orphan: %s", orphan)
+    if found.orphans:
+        log.warning(
+            "%d objects of instance %r in the cluster belong to nobody whom this hub knows; "
+            "nothing was deleted: see `lightkube-template-spawner orphans --help`",
+            len(found.orphans),
+            settings.instance_name,
+        )
+    for text in found.failed:
+        log.warning("Orphans were not looked for among %s", text)
+    log.info("Looked for orphans among %d kinds: %d", found.kinds, len(found.orphans))
+    return found
+
+
+async def known_to(db: Any, known: Known) -> Known:
+    """``known`` with every user and server of the hub's database, read in small pieces."""
+    last = 0
+    while True:
+        page = select(orm.User.id, orm.User.name).where(orm.User.id > last)
+        users = db.execute(page.order_by(orm.User.id).limit(_PAGE)).all()
+        if not users:
+            return known
+        first, last = users[0][0], users[-1][0]
+        text = literal_column("spawners.state", Text)  # the hub's own type cannot be cached
+        columns = select(orm.Spawner.user_id, orm.Spawner.name, orm.Spawner.server_id, text)
+        servers: dict[int, list[Server]] = {}
+        for owner, name, server, state in db.execute(
+            columns.where(orm.Spawner.user_id.between(first, last))
+        ):
+            servers.setdefault(owner, []).append(
+                Server(name, server is not None, json.loads(state or "{}"))
+            )
+        for number, name in users:
+            known.add(name, servers.get(number, ()))
+        await asyncio.sleep(0)

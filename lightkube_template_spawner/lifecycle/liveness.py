@@ -1,0 +1,196 @@
+"""Whether a server that is on record still runs, read from the stores; "dead" needs evidence."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lightkube_template_spawner.cluster.api import Kind
+from lightkube_template_spawner.cluster.cluster import Cluster
+from lightkube_template_spawner.cluster.reflector import Live, Reflector
+from lightkube_template_spawner.concurrency import each
+from lightkube_template_spawner.errors import ClusterError
+from lightkube_template_spawner.lifecycle.record import Record
+from lightkube_template_spawner.objects import status
+from lightkube_template_spawner.objects.identity import OWNER
+from lightkube_template_spawner.objects.status import Ended
+
+# As discovery asks for them: a kind made by hand, without verbs, would be watched a second time.
+POD = ("v1", "Pod")
+SLICE = ("discovery.k8s.io/v1", "EndpointSlice")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a server that is not seen to run may take to come back; 0 seconds: for ever."""
+
+    crash_loop_restarts: int = 3
+    node_lost: float = 300.0
+    replacement: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """An object that the stores do not show; only the API server can say that it is gone."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str  # "" for any
+
+    @property
+    def reference(self) -> str:
+        """``Kind/namespace/name``."""
+        return f"{self.kind}/{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """No sign of life and no proof of an end: dead after ``patience`` seconds, if not 0."""
+
+    reason: str
+    patience: float
+
+
+async def watch(cluster: Cluster, record: Record) -> list[Reflector]:
+    """Open the stores that tell about this server, and wait for their first list.
+
+    The connection object's comes first, that of the pods last.
+
+    Raises:
+        ClusterError: the API server refuses, or does not know the kind.
+    """
+    places: list[tuple[Kind, str, bool]] = []
+    if record.connection is not None:
+        connection = record.connection
+        kind = await cluster.discovery.kind(connection.api_version, connection.kind)
+        places.append((kind, connection.namespace, True))
+        if kind.kind == "Service" and kind.group == "":
+            slices = await cluster.discovery.kind(*SLICE)
+            places.append((slices, connection.namespace, False))
+    places.append((await cluster.discovery.kind(*POD), record.pods_in, False))
+    return await each(lambda place: cluster.watch(place[0], place[1], full=place[2]), places)
+
+
+def pods(cluster: Cluster, record: Record) -> Iterator[Live]:
+    """The server's pods, whoever made them."""
+    for live in cluster.objects_of(record.identity.owner):
+        if live.kind.kind == "Pod" and record.identity.owns_as_server(live.meta.labels):
+            yield live
+
+
+def slices(cluster: Cluster, owner: str, namespace: str, service: str) -> list[dict[str, Any]]:
+    """Where a Service of this owner leads."""
+    return [
+        live.as_dict()
+        for live in cluster.objects_of(owner)
+        if live.kind.kind == "EndpointSlice"
+        and live.meta.namespace == namespace
+        and live.meta.labels.get("kubernetes.io/service-name") == service
+    ]
+
+
+def longest_grace(cluster: Cluster, record: Record) -> int:
+    """Seconds that the server's pods may take to end, as the template wrote them."""
+    found = [0]
+    for live in pods(cluster, record):
+        spec = live.as_dict().get("spec") or {}
+        found.append(int(spec.get("terminationGracePeriodSeconds") or 0))
+    return max(found)
+
+
+def server_pods(cluster: Cluster, record: Record) -> list[Live]:
+    """The pods in which the server itself runs: the template's own, else those of its Service."""
+    if record.pod:
+        own = cluster.known("v1/Pod", record.pods_in, record.pod)
+        return [own] if own is not None else []
+    service = record.connection and cluster.known(
+        "v1/Service", record.connection.namespace, record.connection.name
+    )
+    selector = (service.as_dict().get("spec") or {}).get("selector") if service else None
+    return [
+        live
+        for live in pods(cluster, record)
+        if selector
+        and live.meta.namespace == record.pods_in
+        and selector.items() <= live.meta.labels.items()
+    ]
+
+
+def look(cluster: Cluster, record: Record, limits: Limits) -> Ended | Missing | Silent | None:
+    """What the stores show of a server; None where it runs, or where they cannot tell."""
+    connection = record.connection
+    if connection is None or not connection.uid:
+        return None
+    wanted = [Missing(connection.api_version, connection.kind, connection.namespace,
+                      connection.name, connection.uid)]  # fmt: skip
+    if record.pod and connection.kind != "Pod":
+        wanted.append(Missing(*POD, record.pods_in, record.pod, ""))
+    for item in wanted:
+        live = cluster.known(f"{item.api_version}/{item.kind}", item.namespace, item.name)
+        if live is None or (item.uid and live.meta.uid != item.uid):
+            return item
+        seen = _pod(live, limits) if live.kind.kind == "Pod" else _object(live)
+        if seen is not None:
+            return seen
+    if not record.pod and connection.kind == "Service":
+        return _replacement(cluster, record, limits)
+    return None
+
+
+async def confirm(cluster: Cluster, missing: Missing, log: logging.Logger) -> Ended | None:
+    """Ask the API server about an object that the stores do not show."""
+    try:
+        kind = await cluster.discovery.kind(missing.api_version, missing.kind)
+        live = await cluster.get(kind, missing.namespace, missing.name)
+    except ClusterError as error:
+        log.warning("%s cannot be asked about: %s", missing.reference, error)
+        return None
+    if live is None or (missing.uid and live["metadata"].get("uid") != missing.uid):
+        return Ended(1, f"{missing.reference} was deleted")
+    if OWNER not in (live["metadata"].get("labels") or {}):
+        log.warning("%s lost its label %s; it still runs", missing.reference, OWNER)
+    return None
+
+
+def _object(live: Live) -> Ended | None:
+    if live.meta.deletion_timestamp:
+        return Ended(1, f"{live.reference} was deleted")
+    return None
+
+
+def _pod(live: Live, limits: Limits) -> Ended | Silent | None:
+    pod = live.as_dict()
+    over = status.ended(pod, limits.crash_loop_restarts)
+    node = status.unreachable(pod)
+    silent = f"node {node} does not answer" if node else ""
+    if live.meta.deletion_timestamp:
+        why = silent or status.disrupted(pod)
+        return (Ended(1, why) if why else over) or _object(live)
+    return Silent(silent, limits.node_lost) if silent and over is None else over
+
+
+def _replacement(cluster: Cluster, record: Record, limits: Limits) -> Ended | Silent | None:
+    """A server whose pods a controller makes lives while it has one, or may get another one."""
+    found = [live.as_dict() for live in server_pods(cluster, record)]
+    if any(status.running(pod) for pod in found):
+        return None
+    for pod in found:
+        over = status.crash_loop(pod, limits.crash_loop_restarts)
+        if over is not None and not pod["metadata"].get("deletionTimestamp"):
+            return over
+    connection = record.connection
+    ends = (
+        slices(cluster, record.identity.owner, connection.namespace, connection.name)
+        if connection is not None
+        else []
+    )
+    if not found and (not ends or any(each.get("endpoints") for each in ends)):
+        return None  # pods that are not ours to see, or none are needed
+    why = [status.unreachable(pod) for pod in found]
+    lost = next((f"node {node} does not answer" for node in why if node), "")
+    waits = lost or next((status.compute(pod).message for pod in found), "it has no pod")
+    return Silent(f"no pod of the server runs: {waits}", limits.replacement)

@@ -1,0 +1,257 @@
+"""Waiting for one server: what its objects and their events say, and when it is no use any more."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+import anyio
+
+from lightkube_template_spawner.cluster.cluster import Cluster
+from lightkube_template_spawner.cluster.events import Event
+from lightkube_template_spawner.cluster.reflector import Live
+from lightkube_template_spawner.errors import ClusterError, StartFailed, StartTimeout
+from lightkube_template_spawner.lifecycle import failures, liveness
+from lightkube_template_spawner.lifecycle.failures import Course, Rules, Symptom, Trouble
+from lightkube_template_spawner.lifecycle.record import Record
+from lightkube_template_spawner.objects import references, status
+
+T = TypeVar("T")
+Tell = Callable[[str, int], None]  # a sentence for the user, and the progress in per cent
+
+_NO_NOTICE = 10.0  # seconds after which a pod that nobody looks at has its references looked up
+_LOOK_UP = 10.0  # seconds that this may take
+_BLIND = 1.0  # seconds until a trouble is judged again that could not be
+# What keeps the scheduler from so much as looking at a pod, and the versions that serve it. All
+# else is said in the pod's conditions and events.
+_LOOKED_UP = {
+    "PersistentVolumeClaim": ("v1",),
+    "ResourceClaim": tuple(f"resource.k8s.io/{v}" for v in ("v1", "v1beta2", "v1beta1")),
+    "ResourceClaimTemplate": tuple(f"resource.k8s.io/{v}" for v in ("v1", "v1beta2", "v1beta1")),
+}
+
+
+class Waiting:
+    """One start, from its first object until its server is ready.
+
+    ``uids`` are those of the objects that were applied; pods join them as they come.
+    """
+
+    def __init__(
+        self, cluster: Cluster, record: Record, rules: Rules, tell: Tell, log: logging.Logger
+    ) -> None:
+        self.what = "the API server"
+        self.uids: set[str] = set()
+        self._cluster = cluster
+        self.record = record
+        self._tell = tell
+        self._log = log
+        self._course = Course(rules)
+        self._troubles: list[Trouble] = []
+        self._told: set[str] = set()
+        self._heard: dict[str, dict[str, Event]] = {}  # by UID and reason, the last of each
+        self._missing: dict[str, list[Symptom]] = {}  # by the UID of the pod that was looked up
+
+    def update(self, what: str) -> None:
+        """Say what is waited for, when it changes."""
+        if what != self.what:
+            self.what = what
+            self._tell(f"Waiting for {what}", 30)
+
+    def late(self, timeout: float, said: str = "") -> StartTimeout:
+        """What was waited for, what is wrong, and what kept the hub from seeing it."""
+        words = [str(trouble.symptom) for trouble in self._troubles]
+        blind = sorted({str(store.error) for store in self._cluster.stores() if store.error})
+        text = f"not ready after {timeout:.0f} s: waited for {self.what}"
+        for more in dict.fromkeys(filter(None, [*words, said, *blind])):
+            text += f"; {more}" if more not in text else ""
+        reason = StartTimeout.SILENT if said else "timeout"
+        if self._troubles:
+            reason = self._troubles[0].rule.reason
+        return StartTimeout(text, reason=reason)
+
+    # -- events -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear the events of every namespace that holds objects of this server."""
+        with ExitStack() as stack:
+            for namespace in self.record.namespaces:
+                feed = self._cluster.events(namespace)
+                stack.enter_context(feed.listen(self._hear, self.uids))
+            yield
+
+    def made(self, uid: str) -> None:
+        """An object of this server is there: what was said of it before its UID was known."""
+        self.uids.add(uid)
+        for namespace in self.record.namespaces:
+            for event in self._cluster.events(namespace).about(uid):
+                self._hear(event)
+
+    def _hear(self, event: Event) -> None:
+        if event.is_routine or not (event.uid in self.uids or self._is_about_a_part(event)):
+            return
+        heard = self._heard.setdefault(event.uid, {})
+        if heard.get(event.reason) == event:
+            return
+        heard[event.reason] = event
+        self._tell(f"{event.time} [{event.type}] {event.kind} {event.reason}: {event.message}", 50)
+        self._cluster.changes.notify(self.record.identity.owner)
+
+    def _is_about_a_part(self, event: Event) -> bool:
+        """Objects that controllers made for our pods, or of them: claims, Kueue's workloads."""
+        for live in self._pods():
+            if live.meta.uid == event.uid:
+                return True
+            if event.kind == "PersistentVolumeClaim" and event.name in _claims(live):
+                return True
+            # Kueue calls it by the pod's name and a digest.
+            workload = event.name.rpartition("-")[0]
+            if event.kind == "Workload" and workload == f"pod-{live.meta.name}":
+                return True
+        return False
+
+    # -- the wait ---------------------------------------------------------------------------------
+
+    async def until(self, ready: Callable[[], T | None]) -> T:
+        """Wait until ``ready`` gives something else than None; it reads stores only.
+
+        Raises:
+            StartFailed: a rule's grace is over, or the server ended.
+        """
+        changed = asyncio.Event()
+        unsubscribe = self._cluster.changes.subscribe(self.record.identity.owner, changed.set)
+        try:
+            while True:
+                self._refuse_the_ended()
+                if (found := ready()) is not None:
+                    return found
+                with anyio.move_on_after(await self._judge()):
+                    await changed.wait()
+                changed.clear()
+        finally:
+            unsubscribe()
+
+    def _refuse_the_ended(self) -> None:
+        for live in self._pods():
+            if live.meta.uid not in self.uids:
+                self.made(live.meta.uid)
+            # One that a controller made is the controller's to replace.
+            over = None if live.meta.controlled else status.ended(live.as_dict())
+            if over:
+                raise StartFailed(
+                    f"{live.reference} ended before it was ready: {over.reason}", reason="crash"
+                )
+
+    async def _judge(self) -> float:
+        """Seconds until it is to be asked again, if nothing changes."""
+        now = anyio.current_time()
+        self._troubles = self._course.troubles(self._symptoms(), now)
+        wake = min((trouble.due for trouble in self._troubles), default=math.inf)
+        for trouble in self._troubles:
+            if trouble.due <= now:
+                if self._is_blind():
+                    return _BLIND  # it may be over by now
+                raise StartFailed(str(trouble.symptom), reason=trouble.rule.reason)
+            self._say(trouble)
+            if trouble.symptom.words.startswith(failures.UNNOTICED):
+                look_up = trouble.since + _NO_NOTICE
+                if look_up > now:
+                    wake = min(wake, look_up)
+                elif await self._look_up():
+                    return 0.0
+        return wake - now
+
+    def _say(self, trouble: Trouble) -> None:
+        symptom, grace = trouble.symptom, trouble.rule.grace
+        if symptom.words in self.what or str(symptom) in self._told:
+            return
+        self._told.add(str(symptom))
+        limit = "" if grace is None else f" (this may last {grace:.0f} s)"
+        self._tell(f"{symptom}{limit}", 30)
+
+    def _symptoms(self) -> Iterator[Symptom]:
+        pods = [(live, live.as_dict()) for live in self._pods()]
+        for live, pod in pods:
+            heard = tuple(_words(event) for event in self._heard.get(live.meta.uid, {}).values())
+            yield from failures.of_pod(live.reference, pod, heard)
+            if failures.unnoticed(pod):
+                yield from self._missing.get(live.meta.uid, ())
+        for live in self._cluster.objects_of(self.record.identity.owner):
+            ours = self.record.identity.owns_as_server(live.meta.labels)
+            if ours and "status" in live.parts and live.kind.group == "apps":
+                yield from failures.of_controller(live.reference, live.as_dict())
+        for uid, events in self._heard.items():
+            for event in events.values():
+                if self._still_counts(uid, event, pods):
+                    yield Symptom(failures.EVENT, f"{event.kind}/{event.name}", _words(event))
+
+    @staticmethod
+    def _still_counts(uid: str, event: Event, pods: list[tuple[Live, dict[str, object]]]) -> bool:
+        """Whether what an event told of has not been overcome since; no event says that it was."""
+        if event.kind == "Pod":
+            return any(live.meta.uid == uid and not failures.begun(pod) for live, pod in pods)
+        if event.kind == "PersistentVolumeClaim":
+            return not pods or any(not failures.scheduled(pod) for _, pod in pods)
+        owners = (owner for live, _ in pods for owner in live.meta.owner_references)
+        return all(owner.get("uid") != uid for owner in owners)
+
+    async def _look_up(self) -> bool:
+        """Ask for what unnoticed pods refer to, once a pod; whether something is missing."""
+        found = False
+        for live in self._pods():
+            if live.meta.uid not in self._missing and failures.unnoticed(live.as_dict()):
+                self._missing[live.meta.uid] = []
+                with anyio.move_on_after(_LOOK_UP):
+                    self._missing[live.meta.uid] = [
+                        Symptom(
+                            failures.REFERENCE,
+                            live.reference,
+                            f"it refers to {kind}/{live.meta.namespace}/{name}, which does not "
+                            "exist",
+                        )
+                        for kind, name in references.of_manifest(live.as_dict())
+                        if await self._is_missing(kind, live.meta.namespace, name)
+                    ]
+                found = found or bool(self._missing[live.meta.uid])
+        return found
+
+    async def _is_missing(self, kind: str, namespace: str, name: str) -> bool:
+        served = await self._cluster.discovery.named(
+            [f"{version}/{kind}" for version in _LOOKED_UP.get(kind, ())]
+        )
+        try:
+            return bool(served) and await self._cluster.get(served[0], namespace, name) is None
+        except ClusterError as error:
+            self._log.info("%s/%s/%s cannot be looked up: %s", kind, namespace, name, error)
+            self._tell(f"{kind}/{namespace}/{name} cannot be looked up: {error}", 30)
+            return False
+
+    def _is_blind(self) -> bool:
+        """Whether what is known of pods may be old: the API server is away."""
+        return not any(
+            store.watching and store.namespace in (None, self.record.pods_in)
+            for store in self._cluster.stores()
+            if str(store.kind) == "v1/Pod"
+        )
+
+    def _pods(self) -> list[Live]:
+        return list(liveness.pods(self._cluster, self.record))
+
+
+def _words(event: Event) -> str:
+    return f"{event.reason}: {event.message}"
+
+
+def _claims(pod: Live) -> set[str]:
+    """The names of the volume claims that a pod uses, those of its ephemeral volumes included."""
+    found: set[str] = set()
+    for volume in (pod.as_dict().get("spec") or {}).get("volumes") or ():
+        found.add(str((volume.get("persistentVolumeClaim") or {}).get("claimName")))
+        if "ephemeral" in volume:
+            found.add(f"{pod.meta.name}-{volume['name']}")
+    return found

@@ -1,0 +1,128 @@
+"""What the hub's database remembers of one server: enough to find it again, and no secret; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lightkube_template_spawner.objects.identity import Identity
+
+STATE = "lightkube_template_spawner"  # our part of a spawner's state
+Places = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Which object JupyterHub connects through; ``uid`` is "" until it was applied."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str = ""
+
+    @property
+    def reference(self) -> str:
+        """``Kind/namespace/name``."""
+        return "/".join(part for part in (self.kind, self.namespace, self.name) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One server's objects, by kind and namespace; never manifests, environment or tokens.
+
+    ``kinds`` (name to namespaces, "" for cluster-scoped) hold objects that go when the server
+    stops, ``retained`` objects that stay. ``pod`` is
+    the pod that the template itself renders for the server, "" where a controller makes it.
+    ``live`` is true from the first write until everything that goes at a stop is gone. ``note`` is
+    what befell the server by itself, for the user's next start.
+    """
+
+    identity: Identity
+    namespace: str
+    cluster: str = ""
+    kinds: Places = field(default_factory=dict)
+    retained: Places = field(default_factory=dict)
+    connection: Connection | None = None
+    pod: str = ""
+    pvc: str = ""
+    url: str = ""
+    live: bool = False
+    ready: bool = False
+    note: str = ""
+
+    def to_state(self) -> dict[str, Any]:
+        """JSON for the hub's database."""
+        state = asdict(self)
+        state["identity"] = self.identity.to_state()
+        return state
+
+    @property
+    def pods_in(self) -> str:
+        """The namespace of the server's pods: a Service, too, finds them in its own only."""
+        return (self.connection and self.connection.namespace) or self.namespace
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """Every namespace that holds, or may hold, objects of this server."""
+        places = [*self.kinds.values(), *self.retained.values(), (self.namespace,)]
+        return tuple(sorted({name for names in places for name in names if name}))
+
+    @classmethod
+    def from_state(cls, state: object) -> Record | None:
+        """Read back; None for another spawner's state or an unreadable one."""
+        if not isinstance(state, Mapping):
+            return None
+        identity = Identity.from_state(state.get("identity"))
+        namespace = state.get("namespace")
+        if identity is None or not isinstance(namespace, str):
+            return None
+        connection = state.get("connection")
+        return cls(
+            identity,
+            namespace,
+            cluster=str(state.get("cluster") or ""),
+            kinds=_places(state.get("kinds")),
+            retained=_places(state.get("retained")),
+            connection=_connection(connection) if isinstance(connection, Mapping) else None,
+            pod=str(state.get("pod") or ""),
+            pvc=str(state.get("pvc") or ""),
+            url=str(state.get("url") or ""),
+            live=state.get("live") is True,
+            ready=state.get("ready") is True,
+            note=str(state.get("note") or ""),
+        )
+
+    @classmethod
+    def of_spawner(cls, state: object) -> Record | None:
+        """The record in all that the hub keeps of one spawner; None if it holds none."""
+        return cls.from_state(state.get(STATE)) if isinstance(state, Mapping) else None
+
+    def stopped(self) -> Record:
+        """What is still true once the server is gone: its identity and what it keeps."""
+        return replace(self, kinds={}, connection=None, pod="", url="", live=False, ready=False)
+
+
+def merged(*found: Places) -> dict[str, tuple[str, ...]]:
+    """All kinds, each with every namespace that any of them names."""
+    places: dict[str, set[str]] = {}
+    for each in found:
+        for kind, names in each.items():
+            places.setdefault(kind, set()).update(names)
+    return {kind: tuple(sorted(names)) for kind, names in places.items()}
+
+
+def _connection(state: Mapping[str, Any]) -> Connection:
+    names = ("api_version", "kind", "namespace", "name", "uid")
+    return Connection(*(str(state.get(name) or "") for name in names))
+
+
+def _places(state: object) -> Places:
+    if not isinstance(state, Mapping):
+        return {}
+    return {kind: _texts(places) for kind, places in state.items() if isinstance(kind, str)}
+
+
+def _texts(items: object) -> tuple[str, ...]:
+    return tuple(i for i in items if isinstance(i, str)) if isinstance(items, list | tuple) else ()

@@ -1,0 +1,392 @@
+"""Removing objects by label: at stop the kinds on record, with a user every kind that is served.
+
+In phases: what runs goes first and is awaited; what confines and feeds it (network policies,
+secrets, accounts) goes after, with its namespace where that goes; roles, which may be what lets us
+do all this, go last. One object that refuses to go never keeps the others, but that
+network policies stay with a pod that does. Whoever calls again goes on where the last call ended.
+A pod on a node that does not answer is not waited for: it stays until its node tells.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from enum import Enum, auto
+
+import anyio
+
+from lightkube_template_spawner.cluster.api import Kind
+from lightkube_template_spawner.cluster.cluster import (
+    NAMESPACE,
+    Cluster,
+    confines,
+    gives_rights,
+    is_workload,
+)
+from lightkube_template_spawner.cluster.reflector import Live, Meta
+from lightkube_template_spawner.cluster.retry import within
+from lightkube_template_spawner.concurrency import each
+from lightkube_template_spawner.errors import (
+    ClusterError,
+    Forbidden,
+    NodeLost,
+    NotFound,
+    RemovalIncomplete,
+    Unavailable,
+)
+from lightkube_template_spawner.lifecycle.record import Record
+from lightkube_template_spawner.objects import status
+from lightkube_template_spawner.objects.identity import OWNER, SERVERNAME, Policy
+
+Found = tuple[Kind, Meta]
+Place = tuple[Kind, str]  # kind, namespace ("" for cluster-scoped)
+Delete = Callable[[Place], Awaitable[list[Found]]]
+
+_CONFIRM = 1.0
+_DOUBT = 10.0  # seconds after which a watch that tells nothing may be dead
+_ASKING = 8  # at once, where nothing watches
+
+
+class _Phase(Enum):
+    """What goes after what is gone."""
+
+    WORKLOADS = auto()  # and what the hub connects to
+    NAMESPACES = auto()  # with what is left in them
+    REST = auto()
+    RIGHTS = auto()
+
+
+def _phase_of(kind: Kind, leads: Callable[[Kind], bool]) -> _Phase:
+    if leads(kind):
+        return _Phase.WORKLOADS
+    if str(kind) == NAMESPACE:
+        return _Phase.NAMESPACES
+    return _Phase.RIGHTS if gives_rights(kind) else _Phase.REST
+
+
+def _is_needed_still(kind: Kind) -> bool:
+    return confines(kind) or gives_rights(kind) or str(kind) == NAMESPACE
+
+
+class Removal:
+    """One removal: a deadline, what was asked to go, and what refused."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        log: logging.Logger,
+        *,
+        grace: int | None = None,
+        force_lost: bool = False,
+    ) -> None:
+        self._cluster = cluster
+        self._log = log
+        self._grace = grace
+        self._force_lost = force_lost  # pods on nodes that do not answer go at once
+        self._forced: set[str] = set()
+        self._lost: dict[str, str] = {}  # what such a node keeps, by UID
+        self._refused: list[str] = []
+        self._spaces: set[str] = set()  # namespaces that go, with all that is in them
+        # What the stores knew before we asked: an object's end may be seen before its answer comes.
+        self._known: set[str] = set()
+        self._asking = anyio.CapacityLimiter(_ASKING)
+
+    async def stop(
+        self, record: Record, lifecycle_key: str, *, also: Iterable[str] = (), timeout: float
+    ) -> None:
+        """Remove what goes when this server stops; at most one request a kind and namespace.
+
+        ``also`` are kinds that the administrator wants looked at, whatever is on record.
+
+        Raises:
+            RemovalIncomplete: objects are still there after ``timeout`` seconds.
+            ClusterError: the API server could not be asked.
+        """
+        identity = record.identity
+        selector = identity.selector(lifecycle_key, [Policy.STOPPED])
+        places = dict(record.kinds)
+        for kind in also:
+            places.setdefault(kind, record.namespaces)
+        first = record.connection
+
+        def leads(kind: Kind) -> bool:
+            return is_workload(kind) or (
+                first is not None
+                and (kind.api_version, kind.kind) == (first.api_version, first.kind)
+            )
+
+        async def delete(place: Place) -> list[Found]:
+            kind, namespace = place
+            gone = await self._cluster.delete_matching(
+                kind,
+                namespace,
+                selector,
+                lambda meta: identity.owns_as_server(meta.labels),
+                grace=self._grace if str(kind) == "v1/Pod" else None,
+            )
+            return [(kind, meta) for meta in gone]
+
+        await self._phases(identity.owner, self._resolve(places), leads, delete, timeout)
+
+    async def purge(
+        self,
+        selector: str,
+        ours: Callable[[Meta], bool],
+        *,
+        owner: str,
+        namespaces: Iterable[str],
+        known: Mapping[str, tuple[str, ...]],
+        only: Iterable[str] = (),
+        cluster_kinds: Iterable[str] = (),
+        timeout: float,
+    ) -> None:
+        """Remove everything that ``selector`` and ``ours`` agree on, in every kind there is.
+
+        ``known`` kinds are looked at even where the API server cannot tell our rights; ``only``
+        narrows the search to those and the known ones.
+
+        Raises:
+            RemovalIncomplete, ClusterError: as ``stop``.
+        """
+        places = self._everywhere(namespaces, known, only, cluster_kinds)
+        await self._phases(owner, places, is_workload, self._by_uid(selector, ours), timeout)
+
+    async def remove_listed(
+        self,
+        places: Iterable[Place],
+        selector: str,
+        ours: Callable[[Meta], bool],
+        *,
+        timeout: float,
+    ) -> None:
+        """Remove what ``selector`` and ``ours`` agree on in ``places``, and nothing elsewhere.
+
+        Raises:
+            RemovalIncomplete, ClusterError: as ``stop``.
+        """
+
+        async def given() -> list[Place]:
+            return list(places)
+
+        await self._phases("", given(), is_workload, self._by_uid(selector, ours), timeout)
+
+    def _by_uid(self, selector: str, ours: Callable[[Meta], bool]) -> Delete:
+        """Deleting one by one what ``selector`` and ``ours`` agree on and no controller made."""
+
+        async def delete(place: Place) -> list[Found]:
+            kind, namespace = place
+            gone = await self._cluster.delete_listed(
+                kind, namespace, selector, lambda meta: ours(meta) and not meta.controlled
+            )
+            return [(kind, meta) for meta in gone]
+
+        return delete
+
+    async def _resolve(self, places: Mapping[str, tuple[str, ...]]) -> list[Place]:
+        kinds = {str(kind): kind for kind in await self._cluster.discovery.named(places)}
+        return [(kinds[n], place) for n in kinds for place in places[n]]
+
+    async def _everywhere(
+        self,
+        namespaces: Iterable[str],
+        known: Mapping[str, tuple[str, ...]],
+        only: Iterable[str],
+        cluster_kinds: Iterable[str],
+    ) -> list[Place]:
+        discovery = self._cluster.discovery
+        places = dict.fromkeys(await self._resolve(known))
+        wanted = set(only)
+        allowed = {*cluster_kinds}
+        for namespace, served in (await discovery.deletable(namespaces)).items():
+            if served is None:
+                self._log.warning(
+                    "The API server cannot tell what we may delete in %s: only kinds on record and "
+                    "in `resource_kinds` are searched",
+                    namespace,
+                )
+            for kind in await discovery.named(wanted) if served is None else served:
+                if wanted and str(kind) not in wanted:
+                    continue
+                if kind.namespaced:
+                    places[kind, namespace] = None
+                elif str(kind) in allowed:
+                    places[kind, ""] = None
+        return list(places)
+
+    async def _phases(
+        self,
+        owner: str,
+        places: Awaitable[list[Place]],
+        leads: Callable[[Kind], bool],
+        delete: Delete,
+        timeout: float,
+    ) -> None:
+        self._known = {live.meta.uid for live in self._cluster.objects_of(owner)}
+        # Within a start, end before it does: the message names what holds the objects.
+        timeout = min(timeout, 0.8 * (anyio.current_effective_deadline() - anyio.current_time()))
+        deadline = anyio.current_time() + timeout
+        try:
+            with within(timeout):
+                known = await places
+        except TimeoutError as error:
+            raise RemovalIncomplete(
+                f"nothing was removed in {timeout:.0f} s: which kinds there are is not known: "
+                f"{error}"
+            ) from None
+        left: list[Found] = []
+        for phase in _Phase:
+            chosen = [
+                place
+                for place in known
+                if _phase_of(place[0], leads) is phase and place[1] not in self._spaces
+            ]
+            if left or self._refused:  # what may still run is not set free, nor out of our reach
+                chosen = [place for place in chosen if not _is_needed_still(place[0])]
+            left += await self._phase(chosen, delete, deadline)
+            deadline = max(deadline, anyio.current_time() + timeout / 8)
+        stay = [*dict.fromkeys(self._lost.values())]
+        left = [found for found in left if found[1].uid not in self._lost]
+        if stay and not left and not self._refused:
+            raise NodeLost("; ".join(stay))
+        if left:
+            names = ", ".join(held((kind, self._seen((kind, m)) or m)) for kind, m in left)
+            stay.append(f"still there after {timeout:.0f} s: {names}")
+        if self._refused:
+            stay.append("not deleted: " + "; ".join(self._refused))
+        if stay:
+            raise RemovalIncomplete("; ".join(stay))
+
+    async def _phase(self, places: Iterable[Place], delete: Delete, deadline: float) -> list[Found]:
+        """Ask all to go and wait until they are gone; those that are not by the deadline."""
+        left: list[Found] = []
+        unasked = list(places)
+
+        async def gone(found: Found) -> None:
+            try:
+                await self.gone(found)
+                left.remove(found)
+                if str(found[0]) == NAMESPACE:
+                    self._cluster.leave(found[1].name)
+            except NodeLost as error:
+                self._lost[found[1].uid] = str(error)
+
+        async def clear(place: Place) -> None:
+            found = await self._delete(place, delete)
+            unasked.remove(place)
+            left.extend(found)
+            self._spaces |= {meta.name for kind, meta in found if str(kind) == NAMESPACE}
+            await each(gone, found)
+
+        try:
+            with within(deadline - anyio.current_time()):
+                await each(clear, list(unasked))
+        except TimeoutError as error:
+            self._refused += [f"{_where(place)}: {error}" for place in unasked]
+        return left
+
+    async def _delete(self, place: Place, delete: Delete) -> list[Found]:
+        try:
+            return await delete(place)
+        except NotFound:
+            return []
+        except Unavailable:
+            raise
+        except ClusterError as error:
+            if isinstance(error, Forbidden) and await self._cluster.has_ended(place[1]):
+                return []
+            self._refused.append(f"{_where(place)}: {error}")
+            return [(place[0], meta) for meta in error.deleted]
+
+    async def gone(self, found: Found) -> None:
+        """Wait until this very object is gone, by the watch; by asking where nothing watches.
+
+        Raises:
+            NodeLost: it will not go before its node answers.
+        """
+        meta = found[1]
+        owner = meta.labels.get(OWNER, "")
+        watched = meta.uid in self._known or bool(self._seen(found))
+
+        def over() -> bool | None:
+            return True if not self._seen(found) or self._lost_pods(found) else None
+
+        while True:
+            if watched:
+                with anyio.move_on_after(_DOUBT):
+                    await self._cluster.changes.wait_until(owner, over)
+                    if not self._seen(found):
+                        return
+            if not await self._there(found):
+                return
+            await self._give_up(self._lost_pods(found))
+            if not watched:
+                await anyio.sleep(_CONFIRM)
+
+    def _lost_pods(self, found: Found) -> list[tuple[Live, str]]:
+        """Pods that keep it because their node, named beside, does not answer.
+
+        A controller waits for its pods: it is kept if none of the server's others is left.
+        """
+        kind, meta = found
+        if not is_workload(kind):
+            return []
+        pods = [
+            (live, status.unreachable(live.as_dict()))
+            for live in self._cluster.objects_of(meta.labels.get(OWNER, ""))
+            if str(live.kind) == "v1/Pod"
+            and live.meta.labels.get(SERVERNAME) == meta.labels.get(SERVERNAME)
+        ]
+        if str(kind) == "v1/Pod":
+            pods = [(live, node) for live, node in pods if live.meta.uid == meta.uid]
+        if not all(node for _, node in pods):
+            return []
+        return [(live, node) for live, node in pods if live.meta.uid not in self._forced]
+
+    async def _give_up(self, lost: list[tuple[Live, str]]) -> None:
+        if lost and not self._force_lost:
+            raise NodeLost("; ".join(_on_lost_node(live, node) for live, node in lost))
+        for live, node in lost:
+            self._log.warning("Deleting %s by force: node %s does not answer", live.reference, node)
+            self._forced.add(live.meta.uid)
+            await self._cluster.delete_now(live.kind, live.meta)
+
+    async def _there(self, found: Found) -> bool:
+        kind, meta = found
+        try:
+            async with self._asking:
+                live = await self._cluster.get(kind, meta.namespace, meta.name)
+        except Unavailable:
+            return True
+        except Forbidden:
+            return False  # a right to list and delete, and none to look: nothing tells when it went
+        return live is not None and live["metadata"].get("uid") == meta.uid
+
+    def _seen(self, found: Found) -> Meta | None:
+        """The object as an open store has it; none is opened for one that goes away."""
+        kind, meta = found
+        for store in self._cluster.stores():
+            if str(store.kind) == str(kind):
+                live = store.get(meta.namespace, meta.name)
+                if live is not None and live.meta.uid == meta.uid:
+                    return live.meta
+        return None
+
+
+def _where(place: Place) -> str:
+    return f"{place[0]} in {place[1] or 'the cluster'}"
+
+
+def held(found: Found) -> str:
+    """The object, and the finalizers that keep it from going."""
+    kind, meta = found
+    by = f" (held by {', '.join(meta.finalizers)})" if meta.finalizers else ""
+    return "/".join(part for part in (kind.kind, meta.namespace, meta.name) if part) + by
+
+
+def _on_lost_node(pod: Live, node: str) -> str:
+    return (
+        f"{pod.reference} is still on node {node}, which does not answer: it goes when the node is "
+        "back or is removed from the cluster. If the node is surely off, an administrator may "
+        f"delete it: `kubectl delete pod {pod.meta.name} -n {pod.meta.namespace} --force`, "
+        "or set `force_delete_lost_pods`"
+    )

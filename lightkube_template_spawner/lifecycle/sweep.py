@@ -1,0 +1,220 @@
+"""Looking for objects that nobody owns, and removing them when told to.
+
+The cluster is listed before the hub is asked, so that a server which starts meanwhile is known; and
+what was found is looked at a second time, so that one which ends meanwhile is not reported.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from lightkube_template_spawner.cluster.api import Kind
+from lightkube_template_spawner.cluster.cluster import Cluster
+from lightkube_template_spawner.cluster.discovery import allowed
+from lightkube_template_spawner.cluster.reflector import Meta
+from lightkube_template_spawner.concurrency import each
+from lightkube_template_spawner.errors import ClusterError, Forbidden, HubError, RemovalIncomplete
+from lightkube_template_spawner.lifecycle.orphans import Known
+from lightkube_template_spawner.lifecycle.removal import Place, Removal
+from lightkube_template_spawner.objects.identity import OWNER, SERVERNAME, USERNAME, Policy
+
+_LIST = frozenset({"list"})
+Ask = Callable[[], Awaitable[Known]]
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """An object that nobody owns, and why."""
+
+    kind: Kind
+    meta: Meta
+    why: str
+    lifecycle: str = ""
+
+    @property
+    def retained(self) -> bool:
+        """Whether it may hold data: only what goes at every stop surely does not."""
+        return self.lifecycle != Policy.STOPPED
+
+    def __str__(self) -> str:
+        meta = self.meta
+        name = "/".join(part for part in (self.kind.kind, meta.namespace, meta.name) if part)
+        held = ", ".join(meta.finalizers)
+        going = f" (being deleted{held and ', held by ' + held})" if meta.deletion_timestamp else ""
+        return f"{name}{going}, made for {self._owner}: {self.why}"
+
+    @property
+    def _owner(self) -> str:
+        user, server = (
+            self.meta.annotations.get(key) or self.meta.labels.get(key, "")
+            for key in (USERNAME, SERVERNAME)
+        )
+        # Quoted, since a name may hold anything.
+        return f"user {user!r}" + (f", server {server!r}" if server else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        meta = self.meta
+        return {
+            "apiVersion": self.kind.api_version,
+            "kind": self.kind.kind,
+            "namespace": meta.namespace,
+            "name": meta.name,
+            "uid": meta.uid,
+            "created": meta.creation_timestamp,
+            "username": meta.annotations.get(USERNAME, ""),
+            "servername": meta.annotations.get(SERVERNAME, ""),
+            "lifecycle": self.lifecycle,
+            "reason": self.why,
+        }
+
+
+@dataclass
+class Found:
+    """What a look at the cluster gave, and what it could not see."""
+
+    orphans: list[Orphan] = field(default_factory=list)
+    looked_at: list[Place] = field(default_factory=list)
+    not_allowed: list[Place] = field(default_factory=list)  # our account may not list these
+    failed: list[str] = field(default_factory=list)  # it should have been possible, with the cause
+
+    @property
+    def kinds(self) -> int:
+        """How many kinds were looked at."""
+        return len({kind for kind, _ in self.looked_at})
+
+
+class Sweep:
+    """One look at a cluster for what the hub that ``ask`` asks does not know."""
+
+    def __init__(self, cluster: Cluster, ask: Ask, log: logging.Logger) -> None:
+        self._cluster = cluster
+        self._ask = ask
+        self._log = log
+
+    async def find(
+        self, namespaces: Iterable[str], *, cluster_kinds: Iterable[str] = (), min_age: float = 0
+    ) -> Found:
+        """Orphans older than ``min_age`` seconds in ``namespaces``, or in all ("").
+
+        Namespaces that the hub has on record for its users are looked at, too. Of kinds without a
+        namespace only ``cluster_kinds`` are: a namespace that goes takes everything with it.
+
+        Raises:
+            ClusterError: the API server could not be asked what it serves.
+        """
+        known = await self._ask()
+        wanted = {*namespaces}
+        wanted = {""} if "" in wanted else wanted | known.namespaces
+        found = await self._places(sorted(wanted), {*cluster_kinds})
+        suspects: dict[str, Orphan] = {}
+        places = found.looked_at
+        for again in (False, True):
+            seen = await self._list(places, known, found)
+            known = await self._ask()
+            suspects = {
+                meta.uid: Orphan(kind, meta, why, meta.labels.get(known.lifecycle_key, ""))
+                for kind, meta in seen
+                if (why := known.why_orphan(meta.labels))
+                and (not again or meta.uid in suspects)
+                and _age(meta) >= min_age
+            }
+            if not suspects:
+                break
+            places = list(dict.fromkeys((o.kind, o.meta.namespace) for o in suspects.values()))
+        refused = {*found.not_allowed}
+        found.looked_at = [place for place in found.looked_at if place not in refused]
+        found.orphans = sorted(suspects.values(), key=str)
+        return found
+
+    async def delete(self, orphans: Iterable[Orphan], *, timeout: float) -> None:
+        """Remove exactly these, what runs first; an object that was replaced is left alone.
+
+        Raises:
+            HubError: the hub has no server of this instance on record; nothing was deleted.
+            RemovalIncomplete: some are still there; the message names them all.
+        """
+        known = await self._ask()
+        if not known.records:
+            raise HubError(
+                f"the hub has no server of instance {known.instance!r} on record, so that all its "
+                "objects would be orphans: the database is new or lost, or this is another hub, or "
+                "its `instance_name` is another one; nothing is deleted"
+            )
+        by_owner: dict[str, list[Orphan]] = {}
+        for orphan in orphans:
+            by_owner.setdefault(orphan.meta.labels[OWNER], []).append(orphan)
+
+        async def remove(found: list[Orphan]) -> str:
+            places = dict.fromkeys((o.kind, o.meta.namespace) for o in found)
+            uids = {orphan.meta.uid for orphan in found}
+
+            def ours(meta: Meta) -> bool:
+                return meta.uid in uids and bool(known.why_orphan(meta.labels))
+
+            removal = Removal(self._cluster, self._log)
+            try:
+                await removal.remove_listed(places, known.selector, ours, timeout=timeout)
+            except (ClusterError, RemovalIncomplete) as error:
+                return str(error)
+            return ""
+
+        # One owner's pod that does not end keeps nobody else's objects.
+        left = [text for text in await each(remove, by_owner.values()) if text]
+        if left:
+            raise RemovalIncomplete("; ".join(left))
+
+    async def _places(self, namespaces: Iterable[str], cluster_kinds: set[str]) -> Found:
+        discovery = self._cluster.discovery
+        found = Found()
+        looked: dict[Place, bool] = {}
+        kinds = [
+            kind
+            for kind in await discovery.holding()
+            if kind.namespaced or str(kind) in cluster_kinds
+        ]
+        for namespace in namespaces:
+            rules, complete = await discovery.rules(namespace or "default")
+            for kind in kinds:
+                place = kind, namespace if kind.namespaced else ""
+                # Where the API server cannot tell our rights, the list itself will.
+                may = not complete or bool(allowed(rules, kind, _LIST))
+                looked[place] = looked.get(place, False) or may
+        found.looked_at = [place for place, may in looked.items() if may]
+        found.not_allowed = [place for place, may in looked.items() if not may]
+        return found
+
+    async def _list(
+        self, places: Iterable[Place], known: Known, found: Found
+    ) -> list[tuple[Kind, Meta]]:
+        """One after another: nobody waits for it, and the API server has better to do."""
+        seen = []
+        for kind, namespace in places:
+            try:
+                metas = await self._cluster.list_metadata(kind, namespace, known.selector)
+            except Forbidden:
+                found.not_allowed.append((kind, namespace))
+                continue
+            except ClusterError as error:
+                found.failed.append(f"{kind} in {namespace or 'the cluster'}: {error}")
+                continue
+            # Of ten thousand servers' objects only the suspicious ones are worth their memory.
+            seen += [
+                (kind, meta)
+                for meta in metas
+                if known.includes(meta.labels)
+                and not meta.controlled
+                and known.why_orphan(meta.labels)
+            ]
+        return seen
+
+
+def _age(meta: Meta) -> float:
+    if not meta.creation_timestamp:
+        return 0.0
+    created = datetime.fromisoformat(meta.creation_timestamp)
+    return (datetime.now(UTC) - created).total_seconds()

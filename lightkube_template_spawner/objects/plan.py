@@ -1,0 +1,430 @@
+"""From rendered text to a plan: parse, check against the contract, stamp, and put in order; pure.
+
+Everything that can be refused is refused here, before the API server is asked for anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+from lightkube_template_spawner.errors import ManifestError
+from lightkube_template_spawner.objects import connection, kubeyaml, references, stamping
+from lightkube_template_spawner.objects.identity import DIGEST, KINDS, Identity, Policy
+
+_DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_PATH_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.:]*[A-Za-z0-9])?")
+# The API server's own limits where they are below 253; longer names fail there, or in controllers.
+_NAME_LIMITS = {"Service": 63, "Namespace": 63, "StatefulSet": 52, "CronJob": 52, "Job": 63}
+_LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_LIMIT = 100  # objects of one server; a template that loops on user input stops here
+
+_CLAIM = "v1/PersistentVolumeClaim"
+RETAINED_KINDS = (_CLAIM, "v1/PersistentVolume", "v1/Namespace")
+
+_RANKS: Mapping[str, int] = {
+    kind: rank
+    for rank, kinds in enumerate(
+        (
+            ("Namespace", "CustomResourceDefinition"),
+            ("Role", "ClusterRole"),
+            # These may give the hub's account its rights to all that follows.
+            ("RoleBinding", "ClusterRoleBinding"),
+            ("ServiceAccount", "ResourceQuota", "LimitRange", "PriorityClass"),
+            ("Secret", "ConfigMap", "PersistentVolume", "PersistentVolumeClaim", "StorageClass"),
+            (),
+            ("Pod", "Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob"),
+        )
+    )
+    for kind in kinds
+}
+BINDINGS, _REST, LAST = 2, 5, 7
+
+Source = str | list[Any]  # a rendered file: its text, or the documents already read from it
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The contract's settings, from the spawner's traits."""
+
+    namespace: str
+    connection_key: str = "kubetemplatespawner/connection"
+    lifecycle_key: str = "kubetemplatespawner/lifecycle"
+    namespaces: tuple[str, ...] = ()
+    cluster_kinds: tuple[str, ...] = ()
+    retained_kinds: tuple[str, ...] = RETAINED_KINDS
+    shared_objects: tuple[str, ...] = ()
+    select_own_pods: bool = True
+    gitops_guard: bool = True
+    adopt_retained: bool = False
+    former_pvc: str = ""  # the claim that KubeSpawner made for this server
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One object as the template wrote it, and the file it came from."""
+
+    manifest: dict[str, Any]
+    source: str
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """``apiVersion`` and ``kind``, as discovery asks for them."""
+        return self.manifest["apiVersion"], self.manifest["kind"]
+
+    @property
+    def where(self) -> str:
+        """The object and its file, for messages."""
+        return f"{reference(self.manifest)} ({self.source})"
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One object to apply: checked, stamped and given its place."""
+
+    manifest: dict[str, Any]
+    policy: Policy
+    rank: int
+    source: str
+    claims: tuple[Policy, ...] = ()  # of a StatefulSet's volumes
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """``apiVersion`` and ``kind``."""
+        return self.manifest["apiVersion"], self.manifest["kind"]
+
+    @property
+    def reference(self) -> str:
+        """``Kind/namespace/name``."""
+        return reference(self.manifest)
+
+    @property
+    def name(self) -> str:
+        """``metadata.name``."""
+        return str(self.manifest["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        """``metadata.namespace``; "" for a cluster-scoped object."""
+        return str(self.manifest["metadata"].get("namespace", ""))
+
+    @property
+    def digest(self) -> str:
+        """What tells this intent from another one of the same object."""
+        return str(self.manifest["metadata"]["annotations"][DIGEST])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All objects of one start, in the order they are applied; the connection object is last."""
+
+    objects: tuple[Planned, ...]
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def connection(self) -> Planned:
+        """The object that JupyterHub connects through."""
+        return self.objects[-1]
+
+    def places(self, policies: Iterable[Policy] = Policy) -> dict[str, tuple[str, ...]]:
+        """``v1/Pod``-like names of the kinds with objects of these policies, and where they are."""
+        wanted = set(policies)
+        found: dict[str, set[str]] = {}
+        for item in self.objects:
+            if item.policy in wanted:
+                found.setdefault("/".join(item.kind), set()).add(item.namespace)
+            if wanted & set(item.claims):
+                found.setdefault(_CLAIM, set()).add(item.namespace)
+        return {kind: tuple(sorted(found[kind])) for kind in sorted(found)}
+
+
+def reference(manifest: Mapping[str, Any]) -> str:
+    """``Kind/namespace/name``, or ``Kind/name`` while no namespace is known."""
+    metadata = manifest["metadata"]
+    parts = [manifest["kind"], metadata.get("namespace"), metadata["name"]]
+    return "/".join(str(part) for part in parts if part)
+
+
+def parse(documents: Mapping[str, Source]) -> list[Document]:
+    """Take objects out of rendered files; lists are opened, Helm's test hooks left out.
+
+    Raises:
+        TemplateError: a file is not YAML.
+        ManifestError: a document is not a named Kubernetes object.
+    """
+    found: list[Document] = []
+    for source, content in documents.items():
+        read = kubeyaml.load_all(content, source) if isinstance(content, str) else content
+        for item in read:
+            items = [item]
+            if isinstance(item, Mapping) and str(item.get("kind", "")).endswith("List"):
+                inner = item.get("items")
+                items = inner if isinstance(inner, list) else [] if "items" in item else items
+            found += [Document(_object(i, source), source) for i in items if not _is_test(i)]
+    if not found:
+        raise ManifestError("the template rendered no object at all: check its conditions")
+    if len(found) > _LIMIT:
+        raise ManifestError(f"the template rendered {len(found)} objects, more than {_LIMIT}")
+    return found
+
+
+def prepare(
+    documents: Iterable[Document],
+    identity: Identity,
+    rules: Rules,
+    *,
+    namespaced: Callable[[tuple[str, str]], bool],
+    nonce: str,
+) -> Plan:
+    """Check and stamp every object, and put them in order.
+
+    ``namespaced`` tells the scope of an (apiVersion, kind); ``nonce`` is new for each start, so
+    that the digest of an object that must be new recognises this very start.
+
+    Raises:
+        ManifestError: an object breaks the contract; names it and its file.
+    """
+    known = list(documents)
+    for document in known:
+        _place(document, rules, namespaced(document.kind), known)
+    _refuse_duplicates(known)
+    references.check(((d.where, d.manifest) for d in known), rules.shared_objects, rules.namespace)
+    marked = [d for d in known if connection.is_connection(d.manifest, rules.connection_key)]
+    connection.only_one((d.where for d in marked), rules.connection_key)
+    _about(marked[0], partial(connection.check, marked[0].manifest, rules.connection_key))
+    warnings: list[str] = []
+    planned = []
+    for document in known:
+        policy = _policy(document, rules, warnings)
+        if document is marked[0] and policy is not Policy.STOPPED:
+            warnings.append(
+                f"{document.where} is what JupyterHub connects to, yet its lifecycle is {policy}: "
+                "it stays when the server stops"
+            )
+        _about(document, partial(_stamp, document, identity, policy, rules))
+        rank = LAST if document is marked[0] else _RANKS.get(document.kind[1], _REST)
+        claims = tuple(
+            Policy(claim["metadata"]["labels"][rules.lifecycle_key])
+            for claim in stamping.claim_templates(document.manifest)
+        )
+        if stamping.deletes_claims(document.manifest) and {*claims} - {policy, Policy.STOPPED}:
+            warnings.append(
+                f"{document.where}: its persistentVolumeClaimRetentionPolicy deletes its volumes "
+                f"with it ({policy}), whatever their own lifecycle says: write Retain to keep them"
+            )
+        planned.append(Planned(document.manifest, policy, rank, document.source, claims))
+    plan = Plan(tuple(sorted(planned, key=lambda o: o.rank)), tuple(warnings))
+    stopped = ",".join(plan.places({Policy.STOPPED}))
+    plan.connection.manifest["metadata"]["annotations"][KINDS] = stopped
+    for item in plan.objects:
+        _digest(item, nonce)
+    return plan
+
+
+def _object(item: object, source: str) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise ManifestError(f"{source}: a document is a {type(item).__name__}, not an object")
+    for key in ("apiVersion", "kind"):
+        if not isinstance(item.get(key), str) or not item[key]:
+            raise ManifestError(f"{source}: an object has no {key}")
+    if not isinstance(item.get("metadata"), dict):
+        raise ManifestError(f"{source}: a {item['kind']} has no metadata")
+    _check_name(item, source)
+    where = f"{source}: {item['kind']} {item['metadata']['name']!r}"
+    _check_texts(item["metadata"], where)
+    for template in (*stamping.pod_templates(item), *stamping.claim_templates(item)):
+        if isinstance(template.get("metadata"), dict):
+            _check_texts(template["metadata"], f"{where}, in its template")
+    _check_containers(item, where)
+    return item
+
+
+def _check_name(item: dict[str, Any], source: str) -> None:
+    metadata = item["metadata"]
+    if metadata.get("generateName"):
+        raise ManifestError(
+            f"{source}: {item['kind']} uses generateName, which server-side apply cannot: give it "
+            "a name made of the template's values"
+        )
+    if metadata.get("namespace") in (None, ""):
+        metadata.pop("namespace", None)
+    for key in ("name", "namespace"):
+        if key in metadata and not isinstance(metadata[key], str):
+            raise ManifestError(
+                f"{source}: the {key} of a {item['kind']} reads as {metadata[key]!r}, not as text: "
+                "pipe it through `quote` in the template"
+            )
+    if not metadata.get("name"):
+        raise ManifestError(f"{source}: a {item['kind']} has no name")
+
+
+def _check_texts(metadata: dict[str, Any], where: str) -> None:
+    for key in ("labels", "annotations"):
+        if metadata.get(key) is None:
+            metadata.pop(key, None)
+        _texts(metadata.get(key, {}), f"{where}: metadata.{key}")
+    for key, value in metadata.get("labels", {}).items():
+        if not _LABEL.fullmatch(value):
+            raise ManifestError(
+                f"{where}: label {key}: {value!r} is no label value (at most 63 letters, digits, "
+                "'-', '_', '.'): use an escaped_* value, or an annotation"
+            )
+
+
+def _texts(mapping: object, where: str) -> None:
+    if not isinstance(mapping, dict):
+        raise ManifestError(f"{where} is not a mapping")
+    for key, value in mapping.items():
+        if not isinstance(value, str):
+            raise ManifestError(
+                f"{where}.{key} reads as {value!r}, not as text: pipe it through `quote`"
+            )
+
+
+def _check_containers(manifest: dict[str, Any], where: str) -> None:
+    """Names, images and variables that YAML reads as numbers or truth values (``name: n``)."""
+    pods = [manifest] if manifest["kind"] == "Pod" else stamping.pod_templates(manifest)
+    for pod in pods:
+        spec = pod.get("spec")
+        if not isinstance(spec, dict):
+            continue
+        groups = [spec.get(g) for g in ("initContainers", "containers")]
+        for container in (c for g in groups if isinstance(g, list) for c in g):
+            if not isinstance(container, dict):
+                raise ManifestError(f"{where}: a container is not a mapping")
+            for key in ("name", "image"):
+                if not isinstance(container.get(key, ""), str):
+                    raise ManifestError(
+                        f"{where}: a container's {key} reads as {container[key]!r}, not as text: "
+                        "pipe it through `quote`"
+                    )
+            _check_variables(container, where)
+
+
+def _check_variables(container: dict[str, Any], where: str) -> None:
+    env = container.get("env")
+    seen: set[str] = set()
+    for variable in env if isinstance(env, list) else ():
+        name = variable.get("name") if isinstance(variable, dict) else None
+        if not isinstance(name, str) or not isinstance(variable.get("value"), str | None):
+            raise ManifestError(
+                f"{where}: the environment variable {name!r} of container "
+                f"{container.get('name')!r} is not text: pipe name and value through `quote`"
+            )
+        if name in seen:
+            raise ManifestError(
+                f"{where}: container {container.get('name')!r} sets {name} twice, which the API "
+                "server refuses to apply"
+            )
+        seen.add(name)
+
+
+def _is_test(item: object) -> bool:
+    metadata = item.get("metadata") if isinstance(item, Mapping) else None
+    annotations = metadata.get("annotations") if isinstance(metadata, Mapping) else None
+    hook = annotations.get("helm.sh/hook") if isinstance(annotations, Mapping) else None
+    return isinstance(hook, str) and hook.startswith("test")
+
+
+def _place(document: Document, rules: Rules, namespaced: bool, known: list[Document]) -> None:
+    """Check the name, and give the object its namespace or make sure that it has none."""
+    metadata = document.manifest["metadata"]
+    kind = document.manifest["kind"]
+    group = document.manifest["apiVersion"].rpartition("/")[0]
+    pattern = _PATH_NAME if group == "rbac.authorization.k8s.io" else _DNS_NAME
+    limit = _NAME_LIMITS.get(kind, 253)
+    if not pattern.fullmatch(metadata["name"]):
+        raise ManifestError(
+            f"{document.where}: its name may hold lower-case letters, digits, '-' and '.' only: "
+            "use the escaped_* values"
+        )
+    if len(metadata["name"]) > limit:
+        raise ManifestError(
+            f"{document.where}: its name has {len(metadata['name'])} characters, more than "
+            f"{limit}: use fewer parts, or `trunc` them"
+        )
+    if not namespaced:
+        metadata.pop("namespace", None)
+        if "/".join(document.kind) not in rules.cluster_kinds:
+            raise ManifestError(
+                f"{document.where}: it belongs to no namespace; allow its kind in the trait "
+                f"`cluster_kinds`: [{'/'.join(document.kind)!r}]"
+            )
+        return
+    namespace = metadata.setdefault("namespace", rules.namespace)
+    made_here = any(
+        d.manifest["kind"] == "Namespace" and d.manifest["metadata"]["name"] == namespace
+        for d in known
+    )
+    allowed = (rules.namespace, *rules.namespaces)
+    if not made_here and not any(fnmatchcase(namespace, pattern) for pattern in allowed):
+        raise ManifestError(
+            f"{document.where}: its namespace {namespace!r} is neither {rules.namespace!r} nor "
+            "listed in the trait `extra_namespaces`"
+        )
+
+
+def _refuse_duplicates(documents: Iterable[Document]) -> None:
+    seen: dict[tuple[str, str], Document] = {}
+    for document in documents:
+        group = document.manifest["apiVersion"].rpartition("/")[0]
+        key = (group, reference(document.manifest))
+        if key in seen:
+            raise ManifestError(
+                f"{document.where} is rendered twice, also in {seen[key].source}: names must differ"
+            )
+        seen[key] = document
+
+
+def _policy(document: Document, rules: Rules, warnings: list[str]) -> Policy:
+    annotations = document.manifest["metadata"].get("annotations", {})
+    written = annotations.get(rules.lifecycle_key)
+    if written is None:
+        if "/".join(document.kind) not in rules.retained_kinds:
+            return Policy.STOPPED
+        warnings.append(
+            f"{document.where} has no annotation {rules.lifecycle_key}: it is kept until the user "
+            f"is deleted ({Policy.USER_DELETED}); write the annotation to say so, or otherwise"
+        )
+        return Policy.USER_DELETED
+    try:
+        return Policy(written)
+    except ValueError:
+        raise ManifestError(
+            f"{document.where}: {rules.lifecycle_key} is {written!r}, not one of "
+            + ", ".join(Policy)
+        ) from None
+
+
+def _stamp(document: Document, identity: Identity, policy: Policy, rules: Rules) -> None:
+    stamping.stamp(
+        document.manifest,
+        identity,
+        policy,
+        lifecycle_key=rules.lifecycle_key,
+        select_own_pods=rules.select_own_pods,
+        gitops_guard=rules.gitops_guard,
+    )
+
+
+def _about(document: Document, step: Callable[[], None]) -> None:
+    """Take one step, and name the object if it is refused."""
+    try:
+        step()
+    except ManifestError as error:
+        raise ManifestError(f"{document.where}: {error}") from error
+
+
+def _digest(item: Planned, nonce: str) -> None:
+    """Mark the intent; with the nonce, what is in a Secret cannot be guessed from its digest."""
+    text = json.dumps(item.manifest, sort_keys=True)
+    if item.policy is Policy.STOPPED:
+        text = nonce + text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+    item.manifest["metadata"]["annotations"][DIGEST] = digest

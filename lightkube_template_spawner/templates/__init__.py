@@ -1,0 +1,1 @@
+"""Values and a template in, objects out."""

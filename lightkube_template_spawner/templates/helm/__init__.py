@@ -1,0 +1,1 @@
+"""Helm as a library or as a command."""

@@ -1,0 +1,144 @@
+"""What a hub that has started says of objects that it does not know."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from jupyterhub import orm
+
+from lightkube_template_spawner.hub import startup
+from lightkube_template_spawner.lifecycle.orphans import Known
+from lightkube_template_spawner.objects.identity import Policy
+from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
+from tests.support.fake_apiserver import FakeApiServer, Fault, Seen
+from tests.support.hub import INSTANCE, FakeHub, running_hub
+from tests.support.objects import LIFECYCLE, ME, YOU, manifest
+
+pytestmark = pytest.mark.anyio
+
+
+async def report(hub: FakeHub, **settings: object) -> list[str]:
+    spawner = LightkubeTemplateSpawner(config=hub.config, **settings)
+    found = await startup.report(spawner, hub.db, logging.getLogger("hub"))
+    return [f"{o.kind.kind}/{o.meta.namespace}/{o.meta.name}" for o in found.orphans]
+
+
+async def test_it_names_the_first_few_and_counts_all(
+    fake: FakeApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(startup, "_SHOWN", 2)
+    async with running_hub(fake, tmp_path, tmp_path) as hub:
+        hub.user(ME.username)
+        fake.put(manifest("PersistentVolumeClaim", "mine", ME, Policy.USER_DELETED))
+        assert await report(hub) == []
+        assert "belong to nobody" not in caplog.text
+        for name in "abc":
+            fake.put(manifest("Secret", name, YOU))
+        elsewhere = manifest("Secret", "d", YOU)
+        elsewhere["metadata"]["namespace"] = "other"
+        fake.put(elsewhere)
+        assert await report(hub) == [f"Secret/hub/{name}" for name in "abc"]
+        assert len(await report(hub, extra_namespaces=["other", "user-*"])) == 4
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line.partition(":")[0] for line in lines[:2]] == ["Orphan", "Orphan"]
+    assert lines[2].startswith("3 objects of instance 'i'")
+    assert len(fake.everything()) == 5
+
+
+async def test_a_server_that_runs_by_the_database_is_no_orphan(
+    fake: FakeApiServer, tmp_path: Path
+) -> None:
+    async with running_hub(fake, tmp_path, tmp_path) as hub:
+        user = hub.user(ME.username)
+        fake.put(manifest("Secret", "mine", ME))
+        assert await report(hub) == ["Secret/hub/mine"]
+        hub.prepared(user)
+        assert await report(hub) == []
+
+
+@pytest.mark.parametrize("page", [1, 2, 5])
+async def test_the_database_is_read_in_pieces(
+    fake: FakeApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    monkeypatch.setattr(startup, "_PAGE", page)
+    async with running_hub(fake, tmp_path, tmp_path) as hub:
+        names = [f"u{n}" for n in range(5)]
+        for name in names:
+            hub.add_server(hub.user(name), "work")
+        hub.db.delete(hub.db.query(orm.User).filter_by(name="u2").one())
+        hub.db.commit()
+        known = await startup.known_to(hub.db, Known(INSTANCE, LIFECYCLE))
+        for name in names:
+            there = replace(ME, username=name, servername="work")
+            labels = {**there.server_labels, LIFECYCLE: Policy.SERVER_DELETED.value}
+            assert bool(known.why_orphan(labels)) == (name == "u2")
+
+
+async def test_outside_a_hub_the_class_is_just_a_class() -> None:
+    before = asyncio.all_tasks()
+    startup.when_hub_has_started(LightkubeTemplateSpawner)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+CHART = """
+apiVersion: v1
+kind: Secret
+metadata: {name: first, annotations: {kubetemplatespawner/lifecycle: server-stopped}}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: first
+  annotations:
+    kubetemplatespawner/lifecycle: server-stopped
+    kubetemplatespawner/connection: "true"
+spec: {containers: [{name: a, image: b}]}
+"""
+
+
+async def test_a_stop_that_a_hub_could_not_finish_is_finished_by_the_next(
+    fake: FakeApiServer, tmp_path: Path
+) -> None:
+    chart = tmp_path / "chart"
+    (chart / "templates").mkdir(parents=True)
+    (chart / "Chart.yaml").write_text("apiVersion: v2\nname: c\nversion: 0.0.0\n")
+    (chart / "templates" / "all.yaml").write_text(CHART)
+    async with running_hub(fake, tmp_path, chart) as hub:
+        user = hub.user(ME.username)
+        await hub.spawn(user)
+        reached = asyncio.Event()
+
+        def secrets_are_deleted(seen: Seen, moment: str) -> None:
+            if seen.method == "DELETE" and "/secrets" in seen.path and moment == "arrived":
+                reached.set()
+
+        hub.hooks.append(secrets_are_deleted)
+        fake.faults.append(Fault(method="DELETE", path="/secrets", times=99))  # hangs
+        stop = asyncio.create_task(hub.stop(user))
+        await reached.wait()
+        stop.cancel()  # as a hub does with all its tasks at SIGTERM
+        await asyncio.wait([stop])
+        fake.faults.clear()
+        await hub.restart()
+        assert hub.left() == {"Secret/first"}
+        app = SimpleNamespace(users=hub.users, db=hub.db, log=logging.getLogger("hub"))
+        spawner = hub.users[user.id].spawners[""]
+        finishing = asyncio.create_task(startup.finish_stops(app))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert spawner.pending == "check"
+        await finishing
+        assert not spawner.pending
+        assert hub.left() == set()
+        await hub.restart()
+        before = len(fake.requests)
+        await startup.finish_stops(SimpleNamespace(users=hub.users, db=hub.db, log=app.log))
+        assert len(fake.requests) == before
+        await hub.spawn(hub.users[user.id])

@@ -1,0 +1,266 @@
+"""A namespace for each user, made by an account that may do little else: on the fake."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from lightkube_template_spawner.cluster import reflector as reflector_module
+from lightkube_template_spawner.cluster.cluster import Cluster
+from lightkube_template_spawner.errors import Forbidden
+from lightkube_template_spawner.lifecycle import preflight as access_module
+from lightkube_template_spawner.lifecycle.record import Record
+from lightkube_template_spawner.lifecycle.removal import Removal
+from lightkube_template_spawner.objects.identity import Identity
+from tests.lifecycle.test_launcher import RULES, World, chart, log
+from tests.support.connect import connect
+from tests.support.fake_apiserver import FakeApiServer
+from tests.support.objects import LIFECYCLE, ME, YOU
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick")]
+
+Obj = dict[str, Any]
+FULL = ["create", "delete", "get", "list", "patch", "watch"]
+SPACES = replace(RULES, namespaces=("own-*",), cluster_kinds=("v1/Namespace",))
+
+
+def rule(group: str, *plurals: str) -> Obj:
+    return {"apiGroups": [group], "resources": [*plurals], "verbs": FULL}
+
+
+EVERYWHERE = [rule("", "namespaces"), rule("rbac.authorization.k8s.io", "rolebindings")]
+WITHIN = [
+    rule("", "pods", "secrets", "services", "persistentvolumeclaims"),
+    rule("discovery.k8s.io", "endpointslices"),
+]
+
+
+@pytest.fixture
+def fake() -> FakeApiServer:
+    fake = FakeApiServer("hub")
+    fake.rules, fake.roles = EVERYWHERE, {"server": WITHIN}
+    return fake
+
+
+@pytest.fixture
+async def world(
+    fake: FakeApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    monkeypatch.setattr(access_module, "_EFFECT", 0.3)
+    monkeypatch.setattr(access_module, "_PAUSE", 0.01)
+    cluster = Cluster(connect(tmp_path, transport=fake), "i", log)
+    yield World(fake, cluster)
+    await cluster.aclose()
+
+
+def space(identity: Identity) -> str:
+    return f"own-{identity.userid}"
+
+
+def apart(identity: Identity = ME) -> dict[str, Obj]:
+    """The whole server in a namespace of its user's own."""
+    files = {key: {**item} for key, item in chart().items()}
+    for item in files.values():
+        item["metadata"] = {**item["metadata"], "namespace": space(identity)}
+    metadata = {"name": "hub", "annotations": {LIFECYCLE: "user-deleted"}}
+    return {
+        **files,
+        "space": {"apiVersion": "v1", "kind": "Namespace",
+                  "metadata": {**metadata, "name": space(identity)}},
+        "binding": {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+                    "metadata": {**metadata, "namespace": space(identity)},
+                    "roleRef": {"kind": "ClusterRole", "name": "server"}},
+    }  # fmt: skip
+
+
+async def launch(world: World, identity: Identity = ME) -> Record:
+    return await world.launch(apart(identity), identity, rules=SPACES)
+
+
+async def purge(world: World, identity: Identity, record: Record) -> None:
+    await Removal(world.cluster, log).purge(
+        identity.user_selector(),
+        lambda meta: identity.owns(meta.labels),
+        owner=identity.owner,
+        namespaces=["hub", *record.namespaces],
+        known=record.retained,
+        cluster_kinds=["v1/Namespace"],
+        timeout=3,
+    )
+
+
+def watched(world: World, namespace: str) -> list[str]:
+    """What is watched in a namespace, by our account and by the server's."""
+    stores = [str(store.kind) for store in world.cluster.stores() if store.namespace == namespace]
+    paths = [watch.seen.path for watch in world.fake.watches]
+    return stores + [path for path in paths if f"/{namespace}/" in path]
+
+
+async def test_rights_that_come_with_the_namespace(world: World, fake: FakeApiServer) -> None:
+    for identity in (ME, YOU):
+        record = await launch(world, identity)
+        await world.stop(record)
+        await world.stop(await launch(world, identity))
+        assert fake.find("PersistentVolumeClaim", space(identity), "home")
+    reviews = [s.body["spec"]["namespace"] for s in fake.requests if "rulesreviews" in s.path]
+    assert [name for name in reviews if name != "-"] == [*[space(ME)] * 2, *[space(YOU)] * 2]
+    # Once for namespaces themselves, and once for each kind that a second namespace has too.
+    assert reviews.count("-") == 1 + 6
+
+
+async def test_where_it_is_allowed_one_watch_sees_every_namespace(
+    world: World, fake: FakeApiServer
+) -> None:
+    fake.rules, fake.roles = [rule("*", "*")], {}
+    for number in range(1, 5):
+        await launch(world, Identity("i", f"user{number}", userid=number))
+    kinds = [str(store.kind) for store in world.cluster.stores()]
+    assert len(kinds) == len({*kinds}) == 7
+    assert fake.count("GET .*/namespaces/own-1/pods$") == 1
+    assert fake.count("GET .*/own-[234]/(pods|secrets|services)$") == 0
+    assert fake.count("GET /api/v1/pods$") == fake.count("WATCH /api/v1/pods$") == 1
+    await asyncio.sleep(0.02)
+    assert not [watch for watch in fake.watches if "own-" in watch.seen.path
+                and "events" not in watch.seen.path]  # fmt: skip
+
+
+async def test_a_namesake_elsewhere_is_not_seen_by_a_watch_of_all_namespaces(
+    world: World, fake: FakeApiServer
+) -> None:
+    """Two hubs of one instance name in different namespaces: neither clears the other's away."""
+    fake.rules, fake.roles = [rule("*", "*")], {}
+    await launch(world, YOU)
+    record = await launch(world)
+    fake.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "theirs"}})
+    pod = fake.find("Pod", space(ME), "s")
+    assert pod is not None
+    labels = pod["metadata"]["labels"]
+    fake.put({**pod, "metadata": {"name": "s", "namespace": "theirs", "labels": labels}})
+    await asyncio.sleep(0.05)
+    assert {live.meta.namespace for live in world.cluster.objects_of(ME.owner)} == {"", space(ME)}
+    assert world.cluster.known("v1/Pod", "theirs", "s") is None
+    await world.stop(record)
+    await world.stop(await launch(world))
+    assert fake.find("Pod", "theirs", "s")
+
+
+async def test_a_removed_user_leaves_no_namespace_no_watch_and_the_others_alone(
+    world: World, fake: FakeApiServer
+) -> None:
+    mine = await launch(world)
+    yours = await launch(world, YOU)
+    for _ in range(2):
+        await world.stop(mine)
+        await purge(world, ME, mine)
+        await asyncio.sleep(0.05)
+        assert not fake.find("Namespace", "", space(ME))
+        assert watched(world, space(ME)) == []
+        assert watched(world, space(YOU)) != []
+        assert fake.find("Pod", space(YOU), "s")
+        mine = await launch(world)
+    await world.stop(yours)
+
+
+async def test_after_a_restart_of_the_hub_too(
+    world: World, fake: FakeApiServer, tmp_path: Path
+) -> None:
+    mine = await launch(world)
+    world.cluster, before = Cluster(connect(tmp_path, transport=fake), "i", log), world.cluster
+    await before.aclose()
+    await world.stop(mine)
+    await purge(world, ME, mine)
+    assert not fake.find("Namespace", "", space(ME))
+    await world.cluster.aclose()
+
+
+async def test_a_role_that_does_not_suffice(world: World, fake: FakeApiServer) -> None:
+    fake.roles = {"server": WITHIN[:1]}
+    with pytest.raises(Forbidden, match=r"own roles do not suffice.*watch endpointslices") as error:
+        await launch(world)
+    assert "resources: [endpointslices], verbs: [list, watch]" in str(error.value)
+    assert world.left() == {"RoleBinding/hub"}
+    fake.roles = {"server": WITHIN}
+    await launch(world)
+
+
+async def test_a_server_that_has_just_come_back_is_asked_again(
+    world: World, fake: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For some seconds it denies what its roles allow."""
+    await launch(world, YOU)
+    monkeypatch.setattr(reflector_module, "LEARNING", 0.2)
+    watch = next(w for w in fake.watches if w.seen.path.endswith(f"{space(YOU)}/pods"))
+    fake.rules = []
+    watch.end(httpx2.ReadError("reset"))
+    await asyncio.sleep(0.01)
+    asyncio.get_running_loop().call_later(0.1, lambda: fake.rules.extend(EVERYWHERE))
+    await launch(world)
+    fake.rules = []
+    world.cluster.rights.forget()
+    with pytest.raises(Forbidden, match=r"^Nothing was created"):
+        await launch(world)
+
+
+async def test_without_a_binding_all_is_refused_before_anything(
+    world: World, fake: FakeApiServer
+) -> None:
+    files = apart()
+    del files["binding"]
+    with pytest.raises(Forbidden, match=r"^Nothing was created"):
+        await world.launch(files, rules=SPACES)
+    assert not fake.find("Namespace", "", space(ME))
+
+
+async def test_a_namespace_that_an_administrator_deleted(
+    world: World, fake: FakeApiServer, tmp_path: Path
+) -> None:
+    """Its role goes with it: a server there is gone, not unreachable for ever."""
+    record = await launch(world)
+    pods = await world.cluster.discovery.kind("v1", "Pod")
+    fake.remove("Namespace", "", space(ME))
+    assert await world.cluster.get(pods, space(ME), "s") is None
+    assert watched(world, space(ME))[:1] == []
+    await world.stop(record)  # nothing to do, and nothing refused
+    # A hub that did not watch namespaces finds out when it is refused.
+    fresh = Cluster(connect(tmp_path, transport=fake), "i", log)
+    store = fresh.reflector(pods, space(ME))
+    with pytest.raises(Forbidden):
+        await store.sync()
+    assert await fresh.get(pods, space(ME), "s") is None
+    assert list(fresh.stores()) == []
+    await fresh.aclose()
+    await launch(world)
+
+
+async def test_a_namespace_that_goes_takes_along_what_we_may_not_touch_any_more(
+    world: World, fake: FakeApiServer
+) -> None:
+    record = await launch(world)
+    pods = await world.cluster.discovery.kind("v1", "Pod")
+    going = fake.find("Namespace", "", space(ME))
+    assert going is not None
+    going["metadata"]["deletionTimestamp"] = "2026-11-22T00:00:01Z"
+    fake.put(going)
+    fake.roles = {}
+    assert await world.cluster.get(pods, record.pods_in, "s") is None
+    await world.stop(record)
+
+
+async def test_a_namespace_that_is_there_and_closed_to_us_is_not_gone(
+    world: World, fake: FakeApiServer
+) -> None:
+    record = await launch(world)
+    pods = await world.cluster.discovery.kind("v1", "Pod")
+    fake.roles = {}
+    with pytest.raises(Forbidden):
+        await world.cluster.get(pods, record.pods_in, "s")
+    fake.rules = []  # not even namespaces may be looked at
+    with pytest.raises(Forbidden):
+        await world.cluster.get(pods, record.pods_in, "s")
+    assert watched(world, space(ME)) != []
