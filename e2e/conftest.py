@@ -33,11 +33,6 @@ def report(text: str) -> None:
     print(text, flush=True)
 
 
-@pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests that restart the cluster come first: what was made before would be dead."""
     items.sort(key=lambda item: item.path.name != "test_cluster.py")

@@ -16,8 +16,6 @@ from e2e.hub import Hub, user_path
 from e2e.kube import Kube
 from e2e.user import HubUser, ServerFailedError
 
-pytestmark = pytest.mark.anyio
-
 KINDS = "pods,secrets,services,configmaps,persistentvolumeclaims"
 OURS = "lightkube-template-spawner/owner"
 

@@ -25,7 +25,6 @@ def kubeconfig(request: pytest.FixtureRequest) -> str:
     return given or str(request.getfixturevalue("cluster").kubeconfig)
 
 
-@pytest.mark.anyio
 async def test_apply_preconditions(kubeconfig: str) -> None:
     api = Api(kubeconfig)
     name = f"conformance-{uuid.uuid4().hex[:8]}"

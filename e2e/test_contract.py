@@ -57,7 +57,6 @@ async def space(api: Api) -> AsyncIterator[str]:
     await api.call("DELETE", NAMESPACE.path(None, name), body={})
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("case", CASES, ids=names())
 async def test_contract(case: Case, api: Api, space: str) -> None:
     await case(api, space)

@@ -13,8 +13,6 @@ from e2e.hub import ADMIN, Hub
 from e2e.proxy import install_proxy
 from e2e.user import CodeFailedError, HubUser, ServerFailedError
 
-pytestmark = pytest.mark.anyio
-
 LOCAL = """
 import os, sys
 c.JupyterHub.spawner_class = "simple"
@@ -29,11 +27,6 @@ NAMES = ["Ünï çødé+@x.org", "x" * 60, 'a"b: {c}']
 
 def report(text: str) -> None:
     print(text, flush=True)
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(scope="session")

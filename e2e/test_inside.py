@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from e2e.cluster import Cluster
 from e2e.conftest import Kube, MakeHub, signed_in
-
-pytestmark = pytest.mark.anyio
 
 
 async def test_a_service_is_reached_by_its_dns_name_from_a_pod(

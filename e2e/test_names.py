@@ -13,8 +13,6 @@ from e2e.cluster import Cluster
 from e2e.conftest import CHARTS, Kube, MakeHub, signed_in
 from e2e.hub import Hub, user_path
 
-pytestmark = pytest.mark.anyio
-
 WITH_JUPYTER = ["ünï çødé+@x.org", 'a"b: {c}']
 # Some of these are one word to a YAML reader that guesses: `y` was `true`, `1e3` is `1000.0`.
 LIGHT = ["x" * 59 + "a", "x" * 59 + "b", "12345", "y", "true", "1e3", "1000.0", "null"]

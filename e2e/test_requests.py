@@ -12,8 +12,6 @@ from e2e.conftest import CHARTS, Kube, MakeHub, signed_in
 from e2e.faultproxy import FaultProxy, KubeConfig
 from e2e.user import HubUser
 
-pytestmark = pytest.mark.anyio
-
 # One request for each object that the chart `volumes` renders, volumes only where they are new.
 RUNNING = {("patch", "pods"): 1, ("patch", "secrets"): 1}
 WITH_VOLUMES = {**RUNNING, ("patch", "persistentvolumeclaims"): 2}

@@ -14,8 +14,6 @@ from e2e.conftest import CHARTS, Kube, MakeHub, signed_in
 from e2e.hub import Hub
 from e2e.user import ServerFailedError
 
-pytestmark = pytest.mark.anyio
-
 SEED = CHARTS / "seed"
 
 

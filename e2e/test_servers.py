@@ -15,8 +15,6 @@ from e2e.conftest import CHARTS, Kube, MakeHub, signed_in
 from e2e.hub import Hub, user_path
 from e2e.user import HubUser
 
-pytestmark = pytest.mark.anyio
-
 # The chart and its values come with the request for a server, so one hub serves every test.
 BY_REQUEST = """
 from lightkube_template_spawner import LightkubeTemplateSpawner

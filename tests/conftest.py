@@ -20,11 +20,6 @@ from tests.support.objects import ME
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def fake() -> FakeApiServer:
     return FakeApiServer("hub", "other")
 

@@ -8,13 +8,6 @@ import pytest
 
 from lightkube_template_spawner.concurrency import each
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
 
 async def test_results_are_in_the_order_of_the_items_not_of_the_answers() -> None:
     async def later(item: int) -> int:

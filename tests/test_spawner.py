@@ -38,7 +38,6 @@ from tests.support.fake_apiserver import FakeApiServer, Fault, Seen, text
 from tests.support.hub import INSTANCE, FakeHub, log, running_hub
 
 pytestmark = [
-    pytest.mark.anyio,
     pytest.mark.usefixtures("quick"),
     pytest.mark.skipif(library_folder() is None, reason="helm-python-sdk is missing"),
 ]
@@ -94,11 +93,6 @@ KEPT = {f"PersistentVolumeClaim/home-{SLUG}", f"ConfigMap/kept-{SLUG}"}
 RUNNING = {*KEPT, f"ConfigMap/values-{SLUG}", f"Secret/{SLUG}", f"Pod/{SLUG}"}
 DOWN = Fault(error=lambda: httpx2.ConnectError("refused"), times=9999)
 DENIED = text(403, '{"message": "no", "reason": "Forbidden", "code": 403}', "application/json")
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -37,8 +37,6 @@ from e2e.reliability.test_hub_restart import (
 )
 from e2e.user import HubUser
 
-pytestmark = pytest.mark.anyio
-
 RESUMED = 5.0  # seconds, stated in the issue
 # The first pauses are 0.3 to 0.8 s, the later ones 1.3 to 2.5 s for a watch and 2 to 4 s for
 # another request; some eight of them are under way here. A loop without pauses makes hundreds.

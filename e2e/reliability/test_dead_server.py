@@ -29,7 +29,7 @@ from e2e.kube import Kube
 from e2e.reliability.faults import REPEAT, Faults
 from e2e.user import HubUser, ServerFailedError
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300 * REPEAT)]
+pytestmark = pytest.mark.timeout(300 * REPEAT)
 
 Obj = dict[str, Any]
 # Everything that a server of these tests may have; EndpointSlices follow their Service.

@@ -26,7 +26,7 @@ from e2e.kube import Kube
 from e2e.reliability.faults import Faults
 from e2e.user import HubUser, ServerFailedError
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 Obj = dict[str, Any]
 KINDS = "pods,secrets,services,deployments,replicasets,statefulsets,persistentvolumeclaims"

@@ -20,7 +20,7 @@ from e2e.kube import Kube
 from e2e.reliability.faults import REPEAT, Faults
 from e2e.user import HubUser, ServerFailedError
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(REPEAT * 150)]
+pytestmark = pytest.mark.timeout(REPEAT * 150)
 
 # In the order of the template; the first outlives the server.
 PLURALS = ("persistentvolumeclaims", "secrets", "configmaps", "networkpolicies", "pods")

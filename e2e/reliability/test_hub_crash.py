@@ -32,7 +32,7 @@ from e2e.user import HubUser
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.objects.identity import USERNAME
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(REPEAT * 300)]
+pytestmark = pytest.mark.timeout(REPEAT * 300)
 
 CONFIG = """
 c.JupyterHub.init_spawners_timeout = 1

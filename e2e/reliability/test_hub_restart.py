@@ -21,8 +21,6 @@ from e2e.kube import Kube
 from e2e.test_harness import LOCAL
 from e2e.user import HubUser, ServerFailedError
 
-pytestmark = pytest.mark.anyio
-
 KINDS = "pods,secrets,services,persistentvolumeclaims"
 ALLOWED_BEYOND_A_PLAIN_HUB = 5.0  # seconds, stated in the issue
 CONFIG = f"""

@@ -26,7 +26,7 @@ from e2e.search import Search
 from e2e.secure import SecureHub, client
 from e2e.user import HubUser, ServerFailedError
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(REPEAT * 300)]
+pytestmark = pytest.mark.timeout(REPEAT * 300)
 
 PORT = 8888
 ID = re.compile(r"-[0-9a-f]{8}\.")  # at the end of the Service's name, new at each start

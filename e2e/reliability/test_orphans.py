@@ -22,7 +22,7 @@ from e2e.reliability.faults import REPEAT, Faults
 from e2e.user import HubUser
 from lightkube_template_spawner.objects.identity import Identity
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(REPEAT * 180)]
+pytestmark = pytest.mark.timeout(REPEAT * 180)
 
 KINDS = "pods,secrets,persistentvolumeclaims"
 LIFECYCLE = "kubetemplatespawner/lifecycle"

@@ -18,8 +18,6 @@ from e2e.kube import Kube
 from e2e.user import HubUser, ServerFailedError
 from lightkube_template_spawner.objects.identity import Identity
 
-pytestmark = pytest.mark.anyio
-
 # One slug for both, and for both as the name of a server: found by trying 60,000 names.
 VICTIM = "first+last@uni-._example__"
 ATTACKER = "first.+.last@uni-+example.+."

@@ -34,7 +34,7 @@ from lightkube_template_spawner.objects.identity import MANAGED_BY, OWNER, PREFI
 from lightkube_template_spawner.objects.plan import Plan, Planned, Rules
 from lightkube_template_spawner.templates import renderer, values
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(7200)]
+pytestmark = pytest.mark.timeout(7200)
 
 CASES = 5_000  # a turn
 AT_ONCE = 8

@@ -18,8 +18,6 @@ from e2e.kube import Kube
 from e2e.reliability.faults import OUTAGE, Faults
 from e2e.user import HubUser
 
-pytestmark = pytest.mark.anyio
-
 GATE = "e2e.example.org/queue"
 WAITS = f"SchedulingGated: it waits in the queue, held by {GATE}"
 # Waiting in the queue must not count: each of these would end the start at once.

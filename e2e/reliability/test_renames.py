@@ -17,8 +17,6 @@ from e2e.hub import Hub, user_path
 from e2e.kube import Kube
 from e2e.reliability.faults import Faults
 
-pytestmark = pytest.mark.anyio
-
 # A volume of the user's, mounted, and one of the server's, which goes with a named server.
 SERVERS_CLAIM = light.claim("own-{{ .Values.escaped_user_server }}").replace(
     "user-deleted", "server-deleted"

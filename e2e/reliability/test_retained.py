@@ -20,7 +20,7 @@ from e2e.kube import Kube
 from e2e.reliability.faults import REPEAT, Faults
 from e2e.user import HubUser
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(REPEAT * 150)]
+pytestmark = pytest.mark.timeout(REPEAT * 150)
 
 VALUES = {"size": "1Mi", "class": "e2e-immediate", "tier": "bronze", "n": 1}
 CLAIM = """

@@ -21,7 +21,7 @@ from e2e.kube import Kube
 from e2e.reliability.faults import REPEAT, Faults
 from e2e.user import HubUser, ServerFailedError
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(REPEAT * 150)]
+pytestmark = pytest.mark.timeout(REPEAT * 150)
 
 ALL = ("create", "delete", "get", "list", "patch", "watch")
 LOOK = ("list", "watch")

@@ -18,7 +18,7 @@ from e2e.reliability.faults import REPEAT, Faults
 from e2e.search import Search, children, dump, read
 from e2e.user import HubUser, ServerFailedError
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(REPEAT * 300)]
+pytestmark = pytest.mark.timeout(REPEAT * 300)
 
 # A login leaves a secret in the auth state, a hook puts it into the environment, as sites do. Hooks
 # know the token before anything can fail; the file is the test's own.

@@ -20,7 +20,7 @@ from e2e.kube import Kube
 from e2e.reliability.faults import REPEAT, Faults
 from e2e.user import HubUser, ServerFailedError
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(REPEAT * 150)]
+pytestmark = pytest.mark.timeout(REPEAT * 150)
 
 GRACE = 3  # seconds that the process outlives its TERM; the tests last as long
 CONFIG = f"""

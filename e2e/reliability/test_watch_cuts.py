@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
-import pytest
 
 from e2e import light
 from e2e.cluster import Cluster
@@ -19,8 +18,6 @@ from e2e.faultproxy import FaultProxy, KubeConfig
 from e2e.hub import Hub, user_path
 from e2e.kube import Kube
 from e2e.reliability.faults import Faults
-
-pytestmark = pytest.mark.anyio
 
 USERS = [f"pupil-{number}" for number in range(50)]
 EVERY = 1.0  # seconds

@@ -32,8 +32,6 @@ from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
 
-pytestmark = pytest.mark.anyio
-
 TOKEN = "hub-token"
 
 

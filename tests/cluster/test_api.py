@@ -38,8 +38,6 @@ from tests.support.connect import TOKEN, connect, kubeconfig
 from tests.support.fake_apiserver import FakeApiServer, Fault, text
 from tests.support.loopback import HEAD, chunk, loopback, whole
 
-pytestmark = pytest.mark.anyio
-
 CONFIG = Kind("", "v1", "ConfigMap", "configmaps", namespaced=True)
 CLUSTER = Kind("example.org", "v1", "Thing", "things", namespaced=False)
 MANIFEST = {

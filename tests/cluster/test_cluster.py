@@ -30,8 +30,6 @@ from tests.support.connect import connect, kubeconfig
 from tests.support.fake_apiserver import FakeApiServer, Fault, Refusal, text
 from tests.support.objects import CONFIG, LIFECYCLE, ME, POD, YOU, manifest, planned
 
-pytestmark = pytest.mark.anyio
-
 log = logging.getLogger("test")
 SELECTOR = ME.selector(LIFECYCLE, [Policy.STOPPED])
 

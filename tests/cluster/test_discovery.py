@@ -15,8 +15,6 @@ from lightkube_template_spawner.cluster.retry import within
 from lightkube_template_spawner.errors import UnknownKind
 from tests.support.fake_apiserver import FakeApiServer, Fault, Served, text
 
-pytestmark = pytest.mark.anyio
-
 
 @pytest.fixture
 def discovery(api: Api) -> Discovery:

@@ -16,8 +16,6 @@ from lightkube_template_spawner.cluster.api import Api
 from lightkube_template_spawner.cluster.events import Event, EventFeed
 from tests.support.fake_apiserver import FakeApiServer, Fault, text
 
-pytestmark = pytest.mark.anyio
-
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:

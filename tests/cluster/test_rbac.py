@@ -134,7 +134,6 @@ async def asked(fake: FakeApiServer, tmp_path: Path) -> AsyncIterator[Rights]:
     await api.aclose()
 
 
-@pytest.mark.anyio
 async def test_one_review_a_namespace_however_many_start(
     fake: FakeApiServer, asked: Rights
 ) -> None:
@@ -144,7 +143,6 @@ async def test_one_review_a_namespace_however_many_start(
     assert [seen.body["spec"]["namespace"] for seen in fake.requests] == ["hub", "other"]
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("incomplete", [False, True])
 async def test_a_denial_is_asked_again_what_was_allowed_is_not(
     fake: FakeApiServer, asked: Rights, incomplete: bool
@@ -162,7 +160,6 @@ async def test_a_denial_is_asked_again_what_was_allowed_is_not(
     assert await asked.missing(NEEDS) == {}
 
 
-@pytest.mark.anyio
 async def test_webhooks_are_asked_verb_by_verb(fake: FakeApiServer, asked: Rights) -> None:
     fake.incomplete = True
     assert await asked.missing(NEEDS) == {}
@@ -170,7 +167,6 @@ async def test_webhooks_are_asked_verb_by_verb(fake: FakeApiServer, asked: Right
     assert fake.count("selfsubjectrulesreviews") == 2
 
 
-@pytest.mark.anyio
 async def test_a_rule_for_one_name_does_not_count(fake: FakeApiServer, asked: Rights) -> None:
     rule = {"apiGroups": [""], "resources": ["pods"], "verbs": ["*"]}
     fake.rules = [{**rule, "resourceNames": ["one"]}]
@@ -179,7 +175,6 @@ async def test_a_rule_for_one_name_does_not_count(fake: FakeApiServer, asked: Ri
     assert await asked.missing({(POD, "hub"): LOOK}) == {}
 
 
-@pytest.mark.anyio
 async def test_only_cluster_wide_rules_count_for_kinds_without_namespace(
     fake: FakeApiServer, asked: Rights
 ) -> None:
@@ -194,13 +189,11 @@ async def test_only_cluster_wide_rules_count_for_kinds_without_namespace(
     assert await asked.missing({(NAMESPACE, ""): LOOK}) == {}
 
 
-@pytest.mark.anyio
 async def test_who_is_asked_about_everywhere_once(fake: FakeApiServer, asked: Rights) -> None:
     assert [await asked.everywhere(POD) for _ in range(3)] == [True] * 3
     assert len(fake.requests) == 1
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("fault", [
     text(403, "no"), text(404, "no such kind"),
 ], ids=["403", "404"])  # fmt: skip

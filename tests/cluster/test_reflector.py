@@ -27,8 +27,6 @@ from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, text
 from tests.support.loopback import HEAD, chunk, loopback, whole
 
-pytestmark = pytest.mark.anyio
-
 POD = Kind("", "v1", "Pod", "pods", namespaced=True)
 SECRET = Kind("", "v1", "Secret", "secrets", namespaced=True)
 log = logging.getLogger("test")

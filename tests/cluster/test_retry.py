@@ -23,8 +23,6 @@ from lightkube_template_spawner.errors import (
     Unavailable,
 )
 
-pytestmark = pytest.mark.anyio
-
 log = logging.getLogger("test")
 DOWN = Unavailable("the API server did not answer: refused")
 

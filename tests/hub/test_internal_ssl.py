@@ -133,7 +133,6 @@ def names(secret: dict[str, Any]) -> list[str]:
 
 
 @needs_helm
-@pytest.mark.anyio
 async def test_a_certificate_by_the_name_of_the_service(hub: FakeHub, fake: FakeApiServer) -> None:
     spawner = hub.prepared(hub.user())
     url = await started(spawner)
@@ -159,7 +158,6 @@ async def test_a_certificate_by_the_name_of_the_service(hub: FakeHub, fake: Fake
 
 
 @needs_helm
-@pytest.mark.anyio
 async def test_servers_have_certificates_of_their_own(hub: FakeHub, fake: FakeApiServer) -> None:
     """Also when both are started at once, and when a name is as long as names may be."""
     user = hub.user("x" * 60)
@@ -174,7 +172,6 @@ async def test_servers_have_certificates_of_their_own(hub: FakeHub, fake: FakeAp
 
 
 @needs_helm
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
@@ -194,7 +191,6 @@ async def test_a_name_that_nobody_can_know(
 
 
 @needs_helm
-@pytest.mark.anyio
 @pytest.mark.parametrize("given", ["list", "function", "coroutine"])
 async def test_more_names(hub: FakeHub, fake: FakeApiServer, given: str) -> None:
     spawner = hub.prepared(hub.user())

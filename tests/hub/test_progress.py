@@ -7,18 +7,10 @@ from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightkube_template_spawner.hub.progress import ProgressLog
-
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 async def read(log: ProgressLog) -> list[dict[str, Any]]:

@@ -19,8 +19,6 @@ from tests.support.fake_apiserver import FakeApiServer, Fault, Seen
 from tests.support.hub import INSTANCE, FakeHub, running_hub
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
 
-pytestmark = pytest.mark.anyio
-
 
 async def report(hub: FakeHub, **settings: object) -> list[str]:
     spawner = LightkubeTemplateSpawner(config=hub.config, **settings)

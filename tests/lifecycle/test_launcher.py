@@ -39,7 +39,7 @@ from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, Seen, text
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick")]
+pytestmark = pytest.mark.usefixtures("quick")
 
 log = logging.getLogger("test")
 RULES = Rules("hub")

@@ -18,8 +18,6 @@ from lightkube_template_spawner.objects.status import Ended
 from tests.support.fake_apiserver import FakeApiServer, text
 from tests.support.objects import ME, manifest
 
-pytestmark = pytest.mark.anyio
-
 Obj = dict[str, Any]
 log = logging.getLogger("test")
 LIMITS = Limits(crash_loop_restarts=2, node_lost=30, replacement=60)

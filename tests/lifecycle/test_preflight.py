@@ -23,7 +23,7 @@ from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.objects import LIFECYCLE, ME, YOU
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick")]
+pytestmark = pytest.mark.usefixtures("quick")
 
 Obj = dict[str, Any]
 FULL = ["create", "delete", "get", "list", "patch", "watch"]

@@ -24,8 +24,6 @@ from tests.support.connect import connect
 from tests.support.fake_apiserver import KINDS, FakeApiServer, Fault, Served
 from tests.support.objects import ME, YOU, manifest
 
-pytestmark = pytest.mark.anyio
-
 Obj = dict[str, Any]
 log = logging.getLogger("test")
 SOON = 0.05

@@ -21,8 +21,6 @@ from lightkube_template_spawner.objects.identity import Identity, Policy
 from tests.support.fake_apiserver import FakeApiServer, Fault, Refusal, text
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
 
-pytestmark = pytest.mark.anyio
-
 log = logging.getLogger("test")
 HOLD = "example.org/hold"
 KINDS = ("v1/Pod", "v1/Secret", "v1/Service", "networking.k8s.io/v1/NetworkPolicy")

@@ -25,8 +25,6 @@ from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, Refusal
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
 
-pytestmark = pytest.mark.anyio
-
 log = logging.getLogger("test")
 NAMES = st.one_of(st.text("ab-./@A", min_size=1, max_size=5), st.text(min_size=1, max_size=70))
 SERVER_NAMES = st.one_of(st.just(""), NAMES)

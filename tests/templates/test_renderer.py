@@ -26,8 +26,6 @@ from lightkube_template_spawner.templates import renderer as renderers
 from lightkube_template_spawner.templates.helm.library import SharedWorker
 from lightkube_template_spawner.templates.renderer import Rendered, check_template, open_renderer
 
-pytestmark = pytest.mark.anyio
-
 LOG = logging.getLogger("test")
 REPOSITORY = Path(__file__).parents[2]
 HELM = shutil.which("helm")
@@ -36,11 +34,6 @@ ECHO = "values: {{ omit .Values `secret` | toJson }}\n"
 RUNAWAY = "{{ range until 100000 }}{{ range until 100000 }}{{ end }}{{ end }}"
 
 Write = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(scope="module", autouse=True)
