@@ -154,7 +154,9 @@ class Settings(Configurable):
         Objects outside the template that its pods may refer to, as patterns of `Kind/name`:
         `["Secret/registry-login", "ConfigMap/site-*", "PersistentVolumeClaim/datasets"]`. A pod
         that names any other volume claim, resource claim, secret, config map or account than those
-        the template renders is refused, so that no name can lead to another user's.
+        the template renders is refused, so that no name can lead to another user's. So is a pod
+        inside a custom resource, a snapshot of another volume claim, and a volume claim made from
+        another volume, claim or snapshot.
         """,
     )
 

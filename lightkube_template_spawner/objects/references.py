@@ -1,8 +1,11 @@
-"""What pods and volume claims refer to by name: volumes, secrets, config maps, accounts, devices.
+"""What pods, volume claims and snapshots refer to by name: volumes, secrets, accounts, devices.
 
 Ownership of objects does not cover references: a template that lets a name follow a user's choice
-could mount or clone another user's volume. So each name must be rendered in the same set, or be
+could mount or copy another user's volume. So each name must be rendered in the same set, or be
 listed as shared by the administrator.
+
+Pods are known by their shape, wherever they are: custom resources hold them too. What a custom
+resource says in fields of its own, such as ``spec.volumeFrom: home``, is not seen.
 """
 
 from __future__ import annotations
@@ -12,13 +15,18 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from lightkube_template_spawner.errors import ManifestError
-from lightkube_template_spawner.objects.stamping import claim_templates, pod_templates
+from lightkube_template_spawner.objects import nested
+from lightkube_template_spawner.objects.stamping import pod_templates
 
-Reference = tuple[str, str]  # kind, name
+Reference = tuple[str, str]  # kind, name; the name of one in another namespace is "namespace/name"
+_CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
+_CLAIM = "PersistentVolumeClaim"
+_CLAIM_FIELDS = {"accessModes", "storageClassName", "volumeMode"}
 _DEVICES = {
     "resourceClaimName": "ResourceClaim",
     "resourceClaimTemplateName": "ResourceClaimTemplate",
 }
+_WITHOUT_NAMESPACE = {"PersistentVolume", "VolumeSnapshotContent"}
 
 
 def check(
@@ -32,95 +40,99 @@ def check(
     Raises:
         ManifestError: naming the object, the reference and both ways out.
     """
-    known = list(manifests)
-    rendered = {
-        (m["metadata"].get("namespace", default), m["kind"], m["metadata"]["name"])
-        for _, m in known
-    }
-    allowed = list(shared)
-    for where, manifest in known:
-        namespace = manifest["metadata"].get("namespace", default)
+    objects = [(w, m, m["metadata"].get("namespace", default)) for w, m in manifests]
+    rendered = {_path(m["kind"], m["metadata"]["name"], namespace) for _, m, namespace in objects}
+    patterns = list(shared)
+    for where, manifest, namespace in objects:
         for kind, name in of_manifest(manifest):
-            if (namespace, kind, name) in rendered:
+            path = _path(kind, name, namespace)
+            if path in rendered:
                 continue
-            if any(fnmatchcase(f"{kind}/{name}", pattern) for pattern in allowed):
+            if any(fnmatchcase(f"{kind}/{name}", pattern) for pattern in patterns):
                 continue
             raise ManifestError(
-                f"{where}: it refers to {kind} {namespace}/{name}, which the template does not "
-                f"render: render it, or list {kind}/{name} in the trait `shared_objects`"
+                f"{where}: it refers to {path}, which the template does not render: render it, or "
+                f"list {kind}/{name} in the trait `shared_objects`"
             )
 
 
 def of_manifest(manifest: Mapping[str, Any]) -> Iterator[Reference]:
-    """Every name that this object's pods and volume claims refer to."""
-    if manifest["kind"] == "Pod":
-        yield from _of_pod(manifest.get("spec"))
-    if manifest["kind"] == "PersistentVolumeClaim":
-        yield from _of_claim(manifest.get("spec"))
-    for claim in claim_templates(manifest):
-        yield from _of_claim(claim.get("spec"))
-    for template in pod_templates(manifest):
-        yield from _of_pod(template.get("spec"))
+    """Every name that the pods, volume claims and snapshots in this object refer to."""
+    for spec in _pods(manifest):
+        yield from _of_pod(spec)
+    for item in nested.mappings(manifest):
+        yield from _of_storage(item)
+        if item.keys() & _CLAIM_FIELDS or (
+            manifest["kind"] == _CLAIM and item is manifest.get("spec")
+        ):
+            yield from _text(item, "volumeName", "PersistentVolume")
 
 
-def _of_pod(spec: object) -> Iterator[Reference]:
-    if not isinstance(spec, Mapping):
-        return
+def _path(kind: str, name: str, namespace: str) -> str:
+    if kind in _WITHOUT_NAMESPACE or "/" in name:
+        return f"{kind} {name}"
+    return f"{kind} {namespace}/{name}"
+
+
+def _pods(manifest: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """The specs of pods: where built-in kinds have them, and what looks like one elsewhere."""
+    pods = [manifest] if manifest["kind"] == "Pod" else pod_templates(manifest)
+    specs = [pod["spec"] for pod in pods if isinstance(pod.get("spec"), dict)]
+    specs += [
+        item
+        for item in nested.mappings(manifest)
+        if any(nested.listed(item.get(key)) for key in (*_CONTAINERS, "volumes"))
+    ]
+    return {id(spec): spec for spec in specs}.values()
+
+
+def _of_pod(spec: Mapping[str, Any]) -> Iterator[Reference]:
     account = spec.get("serviceAccountName") or spec.get("serviceAccount")
-    if account and account != "default":
-        yield "ServiceAccount", str(account)
+    # In a custom resource it may be a mapping, such as what account to create.
+    if isinstance(account, str) and account not in ("", "default"):
+        yield "ServiceAccount", account
     yield from _named(spec.get("imagePullSecrets"), "Secret")
-    for device in _mappings(spec.get("resourceClaims")):
+    for device in nested.listed(spec.get("resourceClaims")):
         for key, kind in _DEVICES.items():
-            if device.get(key):
-                yield kind, str(device[key])
-    for volume in _mappings(spec.get("volumes")):
+            yield from _text(device, key, kind)
+    for volume in nested.listed(spec.get("volumes")):
         yield from _of_volume(volume)
-    for group in ("initContainers", "containers", "ephemeralContainers"):
-        for container in _mappings(spec.get(group)):
+    for group in _CONTAINERS:
+        for container in nested.listed(spec.get(group)):
             yield from _of_environment(container)
 
 
-def _of_claim(spec: object) -> Iterator[Reference]:
-    """What a volume starts as a copy of: another claim, a snapshot."""
-    if not isinstance(spec, Mapping):
-        return
-    for source in _mappings([spec.get("dataSource"), spec.get("dataSourceRef")]):
-        parts = [source.get("namespace"), source.get("name")]
-        if source.get("name"):
-            yield str(source.get("kind")), "/".join(str(part) for part in parts if part)
+def _of_storage(item: Mapping[str, Any]) -> Iterator[Reference]:
+    """Volumes and what they are copies of, in notations that mean nothing else in any kind."""
+    yield from _text(item.get("persistentVolumeClaim"), "claimName", _CLAIM)
+    yield from _text(item, "persistentVolumeClaimName", _CLAIM)
+    yield from _text(item, "volumeSnapshotContentName", "VolumeSnapshotContent")
+    for key in ("dataSource", "dataSourceRef"):
+        source = item.get(key)
+        if isinstance(source, Mapping) and source.get("kind") and source.get("name"):
+            parts = [source.get("namespace"), source["name"]]
+            yield str(source["kind"]), "/".join(str(part) for part in parts if part)
 
 
 def _of_volume(volume: Mapping[str, Any]) -> Iterator[Reference]:
-    claim = volume.get("persistentVolumeClaim")
-    if isinstance(claim, Mapping) and claim.get("claimName"):
-        yield "PersistentVolumeClaim", str(claim["claimName"])
-    secret = volume.get("secret")
-    if isinstance(secret, Mapping) and secret.get("secretName"):
-        yield "Secret", str(secret["secretName"])
+    yield from _text(volume.get("secret"), "secretName", "Secret")
     yield from _named([volume.get("configMap")], "ConfigMap")
-    azure = volume.get("azureFile")
-    if isinstance(azure, Mapping) and azure.get("secretName"):
-        yield "Secret", str(azure["secretName"])
-    ephemeral = volume.get("ephemeral")
-    template = ephemeral.get("volumeClaimTemplate") if isinstance(ephemeral, Mapping) else None
-    if isinstance(template, Mapping):
-        yield from _of_claim(template.get("spec"))
+    yield from _text(volume.get("azureFile"), "secretName", "Secret")
     projected = volume.get("projected")
     if isinstance(projected, Mapping):
-        for source in _mappings(projected.get("sources")):
+        for source in nested.listed(projected.get("sources")):
             yield from _named([source.get("secret")], "Secret")
             yield from _named([source.get("configMap")], "ConfigMap")
-    for driver in _mappings(list(volume.values())):
+    for driver in nested.listed(list(volume.values())):
         yield from _named([driver.get("secretRef")], "Secret")
         yield from _named([driver.get("nodePublishSecretRef")], "Secret")
 
 
 def _of_environment(container: Mapping[str, Any]) -> Iterator[Reference]:
-    for source in _mappings(container.get("envFrom")):
+    for source in nested.listed(container.get("envFrom")):
         yield from _named([source.get("secretRef")], "Secret")
         yield from _named([source.get("configMapRef")], "ConfigMap")
-    for variable in _mappings(container.get("env")):
+    for variable in nested.listed(container.get("env")):
         origin = variable.get("valueFrom")
         if isinstance(origin, Mapping):
             yield from _named([origin.get("secretKeyRef")], "Secret")
@@ -128,10 +140,10 @@ def _of_environment(container: Mapping[str, Any]) -> Iterator[Reference]:
 
 
 def _named(items: object, kind: str) -> Iterator[Reference]:
-    for item in _mappings(items):
-        if item.get("name"):
-            yield kind, str(item["name"])
+    for item in nested.listed(items):
+        yield from _text(item, "name", kind)
 
 
-def _mappings(items: object) -> list[Mapping[str, Any]]:
-    return [i for i in items if isinstance(i, Mapping)] if isinstance(items, list) else []
+def _text(holder: object, key: str, kind: str) -> Iterator[Reference]:
+    if isinstance(holder, Mapping) and holder.get(key):
+        yield kind, str(holder[key])

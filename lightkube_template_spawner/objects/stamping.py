@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightkube_template_spawner.errors import ManifestError
+from lightkube_template_spawner.objects import nested
 from lightkube_template_spawner.objects.identity import (
     MANAGED_BY,
     OWNER,
@@ -66,7 +67,7 @@ def stamp(
     if gitops_guard:
         for key, value in GITOPS_GUARD.items():
             annotations.setdefault(key, value)
-    for template in pod_templates(manifest):
+    for template in [*pod_templates(manifest), *_custom_pod_templates(manifest)]:
         inner = _mapping(_mapping(template, "metadata"), "labels")
         _refuse_foreign(inner, identity)
         inner.update(ours)
@@ -90,6 +91,22 @@ def pod_templates(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     for key in path:
         inner = inner.get(key) if isinstance(inner, Mapping) else None
     return [inner] if isinstance(inner, dict) else []
+
+
+def _custom_pod_templates(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pod templates at any other place, as custom resources have them, that have metadata.
+
+    Only these can take labels: the schema of a custom resource may declare no metadata there, and
+    the API server would refuse it or drop it. A chart that writes some shows that there is a place.
+    """
+    return [
+        item
+        for item in nested.mappings(manifest)
+        if item is not manifest
+        and isinstance(item.get("metadata"), dict)
+        and isinstance(item.get("spec"), dict)
+        and nested.listed(item["spec"].get("containers"))
+    ]
 
 
 def claim_templates(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import copy
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lightkube_template_spawner.errors import ManifestError
 from lightkube_template_spawner.objects.identity import (
@@ -188,6 +191,54 @@ def test_a_controller_of_an_odd_shape_has_no_templates(kind: str, spec: Any) -> 
 def test_labels_that_are_no_mapping_are_refused(template: dict[str, Any]) -> None:
     with pytest.raises(ManifestError, match="is not a mapping"):
         stamped(thing("Deployment", "apps/v1", spec={"template": template}))
+
+
+POD_SPEC = {"containers": [{"name": "c"}]}
+
+
+@given(steps=st.lists(st.sampled_from(["spec", "template", "worker", 0]), max_size=8))
+def test_a_custom_resources_pod_template_is_stamped_like_a_built_in_one(
+    steps: list[str | int],
+) -> None:
+    template: dict[str, Any] = {"metadata": {"labels": {"app": "x"}}, "spec": POD_SPEC}
+    inner: Any = template
+    for step in steps:
+        inner = [inner] if step == 0 else {step: inner}
+    stamped(thing("Notebook", "kubeflow.org/v1", spec={"inner": inner}))
+    assert template["metadata"]["labels"] == {"app": "x", **ALICE.server_labels}
+
+
+def test_a_kept_custom_resources_pod_template_belongs_to_no_server() -> None:
+    template: dict[str, Any] = {"metadata": {}, "spec": POD_SPEC}
+    stamped(thing("Notebook", "kubeflow.org/v1", spec=template), Policy.USER_DELETED)
+    assert template["metadata"]["labels"] == ALICE.user_labels
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"spec": POD_SPEC},  # its schema may declare no metadata
+        {"metadata": None, "spec": POD_SPEC},
+        {"metadata": {"name": "x"}, "spec": {"replicas": 1}},
+        {"metadata": {"name": "x"}, "spec": {"containers": {"min": 1}}},
+        {"metadata": {"name": "x"}},
+    ],
+)
+def test_what_may_take_no_labels_is_left_as_it_is(template: dict[str, Any]) -> None:
+    before = copy.deepcopy(template)
+    stamped(thing("Notebook", "kubeflow.org/v1", spec={"template": template}))
+    assert template == before
+
+
+def test_a_custom_resource_with_containers_of_its_own_is_stamped_once() -> None:
+    labels = stamped(thing("Agent", "example.com/v1", spec=dict(POD_SPEC)))["metadata"]["labels"]
+    assert labels[MANAGED_BY] == "lightkube-template-spawner"
+
+
+def test_a_custom_resources_pod_template_that_names_somebody_else_is_refused() -> None:
+    template = {"metadata": {"labels": {USERNAME: "bob"}}, "spec": POD_SPEC}
+    with pytest.raises(ManifestError, match="bob"):
+        stamped(thing("Notebook", "kubeflow.org/v1", spec={"template": template}))
 
 
 def claim(**metadata: Any) -> dict[str, Any]:
