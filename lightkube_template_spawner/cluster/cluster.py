@@ -154,7 +154,8 @@ class Cluster:
     async def watch(self, kind: Kind, namespace: str | None, *, full: bool = False) -> Reflector:
         """The same once it is filled; one for all namespaces, where that is allowed.
 
-        A hub with one namespace has no use for that. The second one is when it is asked.
+        A hub with one namespace has no use for that. The second one is when it is asked. Where the
+        right to see all namespaces is gone, this one is watched alone.
 
         Raises:
             Forbidden, NotFound: the API server refuses it.
@@ -166,11 +167,26 @@ class Cluster:
         narrow = self._narrow(kind) if kind in self._wide else []
         store = self.reflector(kind, namespace, full=full or any(whole for _, _, whole in narrow))
         self._wide.get(kind, set()).update(space for _, space, _ in narrow)
-        await store.sync()
+        try:
+            await store.sync()
+        except Forbidden as error:
+            if not namespace or store.namespace == namespace or not kind.namespaced:
+                raise
+            self._split(kind, error)
+            return await self.watch(kind, namespace, full=full or store.full)
         for key in narrow:
             if key in self._reflectors and self._reflectors[key].synced:  # nobody waits for it
                 self._reflectors.pop(key).close()
         return store
+
+    def _split(self, kind: Kind, error: Forbidden) -> None:
+        """Close what watches a kind in all namespaces; whoever is there opens their own."""
+        self.rights.deny_everywhere(kind)
+        if self._wide.pop(kind, None) is None:
+            return  # somebody else was told before
+        self._log.warning("Watching %s in each namespace by itself: %s", kind, error)
+        for key in [key for key in self._reflectors if key[0] == kind and key[1] is None]:
+            self._reflectors.pop(key).close(error)
 
     def _narrow(self, kind: Kind) -> list[tuple[Kind, str, bool]]:
         """The stores of a kind that are open for one namespace each."""
@@ -209,6 +225,10 @@ class Cluster:
     def stores(self) -> Iterator[Reflector]:
         """Every store that is open."""
         yield from self._reflectors.values()
+
+    def is_frozen(self, kind: Kind) -> bool:
+        """Whether a store of this kind tells old news, for a right was taken away."""
+        return any(s.frozen for s in self._reflectors.values() if str(s.kind) == str(kind))
 
     def known(self, kind: str, namespace: str, name: str) -> Live | None:
         """The object of a kind such as ``v1/Pod``, as the open store that keeps most has it."""

@@ -227,22 +227,28 @@ class Reflector:
         """Whether a list has ever come through."""
         return self._synced
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the API server no longer lets us see what changes: a right was taken away."""
+        return isinstance(self.error, Forbidden)
+
     async def sync(self) -> None:
-        """Wait for the first list.
+        """Wait for the first list, or, where a right was taken away, for the next answer.
 
         Raises:
             Forbidden, NotFound: the API server refuses it; waiting would not help.
         """
-        if not self._synced:
+        if not self._synced or self.frozen:
             self._hurry.set()
-        while not self._synced:
-            await self._attempt.wait()
+        while not self._synced or self.frozen:
+            if not self._scope.cancel_called:
+                await self._attempt.wait()
             if isinstance(self.error, Forbidden | NotFound):
                 raise self.error
 
-    def close(self) -> None:
-        """End the watch: the namespace is gone, and with it what the store knew."""
-        self.error = NotFound(f"namespace {self.namespace!r} is gone", code=404)
+    def close(self, why: ClusterError | None = None) -> None:
+        """End the watch and drop what the store knew; without a reason, its namespace is gone."""
+        self.error = why or NotFound(f"namespace {self.namespace!r} is gone", code=404)
         for live in list(self._store.values()):
             self._forget(live)
         self._attempted()
@@ -368,6 +374,9 @@ class Reflector:
                 self.kind.path(self.namespace), params=params, accept=accept, idle=self._idle
             ) as lines:
                 self.watching = True
+                if self.frozen:  # the right is back; all else is told by the next list or error
+                    self.error = None
+                    self._attempted()
                 async for line in lines:
                     if line:
                         self._handle(msgspec.json.decode(line, type=_Event))

@@ -306,6 +306,7 @@ class Removal:
         meta = found[1]
         owner = meta.labels.get(OWNER, "")
         watched = meta.uid in self._known or bool(self._seen(found))
+        watched = watched and not self._cluster.is_frozen(found[0])
 
         def over() -> bool | None:
             return True if not self._seen(found) or self._lost_pods(found) else None

@@ -292,6 +292,36 @@ async def test_refusal_surfaces_and_passes(fake: FakeApiServer, api: Api) -> Non
         assert store.error is None
 
 
+async def test_a_right_that_is_taken_away_and_given_back(fake: FakeApiServer, api: Api) -> None:
+    """What such a store knows is old news, which nobody may take for the truth."""
+    fake.put(pod("one"))
+    async with running(make(api)) as store:
+        await store.sync()
+        await until(lambda: fake.watches)
+        fake.forbidden.add(("watch", "pods"))
+        fake.watches[0].end()
+        await until(lambda: store.frozen)
+        for _ in range(2):
+            with pytest.raises(Forbidden, match='cannot watch resource "pods"'):
+                await store.sync()
+        fake.remove("Pod", "hub", "one")
+        fake.put(pod("two"))
+        fake.forbidden.clear()
+        await store.sync()
+        await until(lambda: names(store) == {"two"})
+        assert (store.frozen, store.error, store.relists) == (False, None, 1)
+
+
+async def test_who_waits_for_a_store_that_closes_is_told_why(api: Api) -> None:
+    store = make(api)
+    task = asyncio.create_task(store.run())
+    await store.sync()
+    store.close(Forbidden("no longer in all namespaces", code=403))
+    await task
+    with pytest.raises(Forbidden, match="no longer in all namespaces"):
+        await asyncio.wait_for(store.sync(), 1)
+
+
 async def test_a_server_that_is_back_may_not_know_our_rights_yet(
     fake: FakeApiServer, api: Api
 ) -> None:
