@@ -14,8 +14,8 @@ from itertools import groupby
 
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
+from lightkube_template_spawner.cluster.live import Live, Meta
 from lightkube_template_spawner.cluster.rbac import is_missing_right
-from lightkube_template_spawner.cluster.reflector import Live, Meta
 from lightkube_template_spawner.cluster.retry import within
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import Forbidden, NameTaken, StartFailed

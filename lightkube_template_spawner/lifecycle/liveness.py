@@ -9,7 +9,8 @@ from typing import Any
 
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.cluster.reflector import Live, Reflector
+from lightkube_template_spawner.cluster.live import Live
+from lightkube_template_spawner.cluster.reflector import Reflector
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import ClusterError
 from lightkube_template_spawner.lifecycle.record import Record

@@ -16,14 +16,9 @@ from enum import Enum, auto
 import anyio
 
 from lightkube_template_spawner.cluster.api import Kind
-from lightkube_template_spawner.cluster.cluster import (
-    NAMESPACE,
-    Cluster,
-    confines,
-    gives_rights,
-    is_workload,
-)
-from lightkube_template_spawner.cluster.reflector import Live, Meta
+from lightkube_template_spawner.cluster.cluster import Cluster
+from lightkube_template_spawner.cluster.kinds import NAMESPACE, confines, gives_rights, is_workload
+from lightkube_template_spawner.cluster.live import Live, Meta
 from lightkube_template_spawner.cluster.retry import within
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import (
