@@ -15,7 +15,9 @@ from e2e.user import HubUser
 # One request for each object that the chart `volumes` renders, volumes only where they are new.
 RUNNING = {("patch", "pods"): 1, ("patch", "secrets"): 1}
 WITH_VOLUMES = {**RUNNING, ("patch", "persistentvolumeclaims"): 2}
-PENDING = ["events"]  # watched while a start is pending, and a minute longer
+# Events are watched while a start is pending, and a minute longer; rights are asked about again
+# when the last answer is some seconds old.
+PENDING = ["events", "selfsubjectrulesreviews"]
 STOPPED = {("deletecollection", "pods"): 1, ("deletecollection", "secrets"): 1}
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.orm import object_session
 from traitlets import Integer, TraitError, default, validate
 
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.cluster.reflector import Meta
+from lightkube_template_spawner.cluster.live import Meta
 from lightkube_template_spawner.cluster.retry import within
 from lightkube_template_spawner.errors import (
     ClusterError,

@@ -524,6 +524,19 @@ async def test_polls_cost_no_request(hub: FakeHub, fake: FakeApiServer) -> None:
     assert fake.requests == []
 
 
+async def test_a_poll_believes_no_watch_that_was_refused(hub: FakeHub, fake: FakeApiServer) -> None:
+    """The right to watch is gone; that to look at one object tells what became of it."""
+    spawner = await hub.spawn(hub.user())
+    fake.forbidden.add(("watch", "pods"))
+    for watch in [watch for watch in fake.watches if watch.seen.path.endswith("/pods")]:
+        watch.end()
+    await asyncio.sleep(0.1)
+    assert await spawner.poll() is None
+    fake.remove("Pod", "hub", SLUG)
+    assert await spawner.poll() == 1
+    assert hub.left() == KEPT
+
+
 async def test_polls_of_a_new_hub_cost_one_list(hub: FakeHub, fake: FakeApiServer) -> None:
     names = [f"user{number}" for number in range(8)]
     await asyncio.gather(*(hub.spawn(hub.user(name)) for name in names))

@@ -174,6 +174,42 @@ async def test_one_verb_less_is_told_with_the_rule_to_add(
                 group.start_soon(each_verb, kind, turn)
 
 
+TAKEN = (("pods", "watch"), ("secrets", "create"), ("secrets", "list"))
+AGAIN = 5.5  # seconds after which the hub asks again what it may do
+
+
+async def test_a_right_taken_away_while_the_hub_runs_is_told_before_anything_is_created(
+    hub: Hub, kube: Kube, space: str, chart: str, tmp_path: Path, faults: Faults
+) -> None:
+    """Watches that are open outlive the right to open them by minutes: they tell nothing of it."""
+
+    async def take(kind: str, verb: str) -> None:
+        name = f"{verb}-{kind}"
+        account = Account.create(kube, space, name, tmp_path / name)
+        kubeconfig = account.kubeconfig("kubeconfig")
+        left = {**LEAST, kind: tuple(other for other in LEAST[kind] if other != verb)}
+        async with signed_in(hub, name) as user:
+            await anyio.to_thread.run_sync(account.allow, rules(LEAST))
+            await start(user, chart, kubeconfig)
+            await user.stop_server()
+            claim = objects(kube, space, name)
+            await anyio.to_thread.run_sync(account.allow, rules(left))
+            await anyio.sleep(AGAIN)
+            text = await refusal(user, chart, kubeconfig)
+            assert "Nothing was created" in text
+            assert f"{space}:{name} may not {verb} {kind} in namespace '{space}'." in text
+            assert objects(kube, space, name) == claim == [f"PersistentVolumeClaim/claim-{name}"]
+            await anyio.to_thread.run_sync(account.allow, rules(LEAST))
+            await start(user, chart, kubeconfig)
+            await hub.delete_user(name)
+            assert objects(kube, space, name) == []
+
+    for _ in faults("a right is taken away while the hub runs", times=1):
+        async with anyio.create_task_group() as group:
+            for kind, verb in TAKEN:
+                group.start_soon(take, kind, verb)
+
+
 # -- a namespace for each user --------------------------------------------------------------------
 
 

@@ -10,18 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import anyio
 import msgspec
 
 from lightkube_template_spawner.cluster.api import METADATA_LIST, Api, Kind
-from lightkube_template_spawner.cluster.discovery import Discovery
-from lightkube_template_spawner.cluster.events import EventFeed
-from lightkube_template_spawner.cluster.rbac import Rights
-from lightkube_template_spawner.cluster.reflector import Changes, Live, Meta, Reflector
+from lightkube_template_spawner.cluster.kinds import propagation
+from lightkube_template_spawner.cluster.live import Meta
 from lightkube_template_spawner.cluster.retry import retried
+from lightkube_template_spawner.cluster.stores import Stores
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import (
     AlreadyThere,
@@ -32,165 +31,23 @@ from lightkube_template_spawner.errors import (
     Unavailable,
 )
 from lightkube_template_spawner.objects import ownership
-from lightkube_template_spawner.objects.identity import DIGEST, Identity, hub_selector
+from lightkube_template_spawner.objects.identity import DIGEST, Identity
 from lightkube_template_spawner.objects.plan import Planned
 
 T = TypeVar("T")
-Key = tuple[Kind, str | None, bool]  # kind, namespace (None: all), whether objects are kept whole
 
 _WRITES_IN_FLIGHT = 8
 # No object ever has it, so an apply that carries it can only create.
 _MUST_BE_NEW = "1"
-# Kinds whose status decides something; of all others the store keeps metadata, so that no Secret's
-# data is ever in the hub.
-_WITH_STATUS = frozenset({"Pod", "Service", "EndpointSlice", "Deployment", "StatefulSet"})
-NAMESPACE = "v1/Namespace"
-# Groups that Kubernetes itself serves and whose objects run nothing; any other's may run a pod.
-_PASSIVE = frozenset({"", "autoscaling", "extensions", "policy", "resource.k8s.io"}) | {
-    f"{name}.k8s.io"
-    for name in (
-        "admissionregistration",
-        "apiextensions",
-        "apiregistration",
-        "certificates",
-        "coordination",
-        "discovery",
-        "events",
-        "flowcontrol.apiserver",
-        "networking",
-        "gateway.networking",
-        "node",
-        "rbac.authorization",
-        "scheduling",
-        "storage",
-    )
-}
 
 
-def propagation(kind: Kind) -> str:
-    """Foreground where dependents are the point: gone then means that their pods are gone."""
-    return "Background" if kind.group in _PASSIVE else "Foreground"
-
-
-def is_workload(kind: Kind) -> bool:
-    """Whether objects of this kind run something, or may: they go first."""
-    return str(kind) == "v1/Pod" or (kind.group not in _PASSIVE and not confines(kind))
-
-
-def gives_rights(kind: Kind) -> bool:
-    """Whether objects of this kind may be what lets us delete the others: they go last."""
-    return kind.group == "rbac.authorization.k8s.io"
-
-
-def confines(kind: Kind) -> bool:
-    """Whether objects of this kind, Kubernetes' or a network plugin's, keep what runs apart."""
-    return kind.kind.endswith("NetworkPolicy")
-
-
-class Cluster:
+class Cluster(Stores):
     """Stores, discovery and writes for one hub instance on one API server."""
 
     def __init__(self, api: Api, instance: str, log: logging.Logger) -> None:
-        self.api = api
-        self.changes = Changes()
-        self.discovery = Discovery(api, log)
-        self.rights = Rights(api, self.discovery, log)
-        self._log = log
-        self._selector = hub_selector(instance)
+        super().__init__(api, instance, log)
         self._writes = anyio.CapacityLimiter(_WRITES_IN_FLIGHT)
-        self._reflectors: dict[Key, Reflector] = {}
-        # Kinds that one watch follows in all namespaces, with those that are ours to look at: a hub
-        # of the same instance name elsewhere has objects of the same owners.
-        self._wide: dict[Kind, set[str]] = {}
         self._one_by_one: set[Kind] = set()  # we may not delete collections of these
-        self._feeds: dict[str, EventFeed] = {}
-        self._wanted: asyncio.Queue[Reflector] = asyncio.Queue()
-        # Reflectors outlive every spawner's call, so their task group lives in a task of its own.
-        self._supervisor = asyncio.create_task(self._supervise())
-
-    async def _supervise(self) -> None:
-        try:
-            async with anyio.create_task_group() as group:
-                while True:
-                    reflector = await self._wanted.get()
-                    group.start_soon(reflector.run, name=f"watch {reflector.kind}")
-        finally:
-            for feed in self._feeds.values():
-                feed.close()
-            with anyio.CancelScope(shield=True), anyio.move_on_after(2):
-                await self.api.aclose()
-
-    async def aclose(self) -> None:
-        """Stop every watch and close the connections."""
-        self._supervisor.cancel()
-        await asyncio.wait([self._supervisor])
-        await self.api.aclose()  # a supervisor that never ran has closed nothing
-
-    def reflector(self, kind: Kind, namespace: str | None, *, full: bool = False) -> Reflector:
-        """The shared store of a kind in a namespace; opened at the first call."""
-        full = (full or kind.kind in _WITH_STATUS) and kind.kind != "Secret"
-        within = self._wide.get(kind)
-        if within is not None and namespace:
-            within.add(namespace)
-        scope = namespace if kind.namespaced and within is None else None
-        full = full or (kind, scope, True) in self._reflectors  # one that keeps more is there
-        key = (kind, scope, full)
-        if key not in self._reflectors:
-            self._reflectors[key] = Reflector(
-                self.api,
-                kind,
-                scope,
-                selector=self._selector,
-                changes=self.changes,
-                log=self._log,
-                slim=not full,
-            )
-            self._reflectors[key].within = within
-            if str(kind) == NAMESPACE:
-                self._reflectors[key].on_gone = lambda live: self.leave(live.meta.name)
-            self._wanted.put_nowait(self._reflectors[key])
-        return self._reflectors[key]
-
-    async def watch(self, kind: Kind, namespace: str | None, *, full: bool = False) -> Reflector:
-        """The same once it is filled; one for all namespaces, where that is allowed.
-
-        A hub with one namespace has no use for that. The second one is when it is asked.
-
-        Raises:
-            Forbidden, NotFound: the API server refuses it.
-        """
-        unsettled = kind.namespaced and not self.rights.is_settled(kind)
-        others = unsettled and {space for _, space, _ in self._narrow(kind)} - {namespace}
-        if others and await self.rights.everywhere(kind):
-            self._wide.setdefault(kind, set())
-        narrow = self._narrow(kind) if kind in self._wide else []
-        store = self.reflector(kind, namespace, full=full or any(whole for _, _, whole in narrow))
-        self._wide.get(kind, set()).update(space for _, space, _ in narrow)
-        await store.sync()
-        for key in narrow:
-            if key in self._reflectors and self._reflectors[key].synced:  # nobody waits for it
-                self._reflectors.pop(key).close()
-        return store
-
-    def _narrow(self, kind: Kind) -> list[tuple[Kind, str, bool]]:
-        """The stores of a kind that are open for one namespace each."""
-        return [(kind, key[1], key[2]) for key in self._reflectors if key[0] == kind and key[1]]
-
-    def events(self, namespace: str) -> EventFeed:
-        """The events of a namespace, watched only while somebody listens."""
-        if namespace not in self._feeds:
-            self._feeds[namespace] = EventFeed(self.api, namespace, self._log)
-        return self._feeds[namespace]
-
-    def leave(self, namespace: str) -> None:
-        """Close what watches a namespace that is gone, and forget what we were allowed in it."""
-        for key in [key for key in self._reflectors if key[1] == namespace]:
-            self._reflectors.pop(key).close()
-        for within in self._wide.values():
-            within.discard(namespace)
-        if namespace in self._feeds:
-            self._feeds.pop(namespace).close()
-        self.rights.forget([namespace])
 
     async def has_ended(self, namespace: str) -> bool:
         """Whether the namespace goes or is gone, and with it, perhaps, our rights in it."""
@@ -205,28 +62,6 @@ class Cluster:
         except ClusterError:
             return False
         return bool(found["metadata"].get("deletionTimestamp"))
-
-    def stores(self) -> Iterator[Reflector]:
-        """Every store that is open."""
-        yield from self._reflectors.values()
-
-    def known(self, kind: str, namespace: str, name: str) -> Live | None:
-        """The object of a kind such as ``v1/Pod``, as the open store that keeps most has it."""
-        found = [
-            live
-            for store in self._reflectors.values()
-            if str(store.kind) == kind and (live := store.get(namespace, name))
-        ]
-        return max(found, key=lambda live: len(live.parts), default=None)
-
-    def objects_of(self, owner: str) -> Iterator[Live]:
-        """This owner's objects in every open store; an object watched twice comes once."""
-        seen: set[str] = set()
-        for reflector in self._reflectors.values():
-            for live in reflector.of_owner(owner):
-                if live.meta.uid not in seen:
-                    seen.add(live.meta.uid)
-                    yield live
 
     async def create(self, kind: Kind, planned: Planned, identity: Identity) -> dict[str, Any]:
         """Create the object, or refuse: never write to one that is there.

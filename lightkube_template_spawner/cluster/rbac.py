@@ -1,23 +1,25 @@
 """Whether the hub's account may do what a template needs: asked before anything is created.
 
-One review a namespace tells all rules that RBAC gives the account there. What it allows is
-remembered; what it denies is asked again at the next start, which an administrator may have enabled
-meanwhile.
+One review a namespace tells all rules that RBAC gives the account there. What it allows stands for
+some seconds, so that a class that starts together asks once; what it denies is asked again at the
+next start, which an administrator may have enabled meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import time
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightkube_template_spawner.cluster.api import Api, Kind
 from lightkube_template_spawner.cluster.discovery import Discovery, allowed
 from lightkube_template_spawner.cluster.events import EVENTS
 from lightkube_template_spawner.cluster.retry import retried
-from lightkube_template_spawner.errors import ClusterError
+from lightkube_template_spawner.errors import ClusterError, Forbidden
 from lightkube_template_spawner.objects.plan import Plan
 
 Place = tuple[Kind, str]  # kind, namespace ("" for kinds without one, or for all namespaces)
@@ -30,6 +32,10 @@ LOOK = frozenset({"list", "watch"})
 _RBAC = "rbac.authorization.k8s.io"
 # No namespace has this name, so that only rules of ClusterRoleBindings are told for it.
 _NOWHERE = "-"
+_STANDS = 5.0  # seconds until what was allowed is asked again
+_REVIEWED_STANDS = 60.0  # the same where each verb is a request
+# Quotas, policies and admission webhooks say "forbidden" too, and nothing of anybody's rights.
+_NO_RIGHT = re.compile(r'User ".*" cannot \S+ (resource|path) ')
 
 
 def needed(plan: Plan, kinds: Mapping[tuple[str, str], Kind], watched: Iterable[Place]) -> Needs:
@@ -49,6 +55,11 @@ def promised(plan: Plan, place: Place) -> bool:
     rendered = {item.name for item in plan.objects if item.kind == ("v1", "Namespace")}
     bound = {o.namespace for o in plan.objects if o.kind[1].endswith("RoleBinding")}
     return kind.group != _RBAC and namespace in rendered and bool(bound & {namespace, ""})
+
+
+def is_missing_right(error: Forbidden) -> bool:
+    """Whether the account lacks a right, as the API server's authorization words it."""
+    return bool(_NO_RIGHT.search(str(error)))
 
 
 def explain(missing: Needs, account: str = "the hub's account") -> str:
@@ -86,20 +97,31 @@ def _where(namespace: str) -> str:
     return f"in namespace {namespace!r}" if namespace else "in the cluster"
 
 
+class _Held(NamedTuple):
+    verbs: frozenset[str]
+    until: float  # by the monotonic clock
+
+
+_NOTHING = _Held(frozenset(), 0.0)
+
+
 class Rights:
     """What the hub's account may do on one API server."""
 
-    def __init__(self, api: Api, discovery: Discovery, log: logging.Logger) -> None:
+    def __init__(
+        self, api: Api, discovery: Discovery, log: logging.Logger, *, stands: float = _STANDS
+    ) -> None:
         self._api = api
         self._discovery = discovery
         self._log = log
-        self._held: dict[Place, frozenset[str]] = {}
+        self._stands = stands
+        self._held: dict[Place, _Held] = {}
         self._everywhere: dict[Kind, bool] = {}
         self._warned = False
         self._asking = asyncio.Lock()  # a class that starts together asks once
 
     async def missing(self, needs: Needs, *, events: str = "") -> Needs:
-        """What of the needs we may not do; costs no request once all of it was allowed.
+        """What of the needs we may not do; costs no request while all of it is known.
 
         ``events`` is the namespace whose events the users should see: without the right, they see
         none, which is said once.
@@ -107,7 +129,8 @@ class Rights:
         Raises:
             ClusterError: the API server could not be asked.
         """
-        if self._without(needs):
+        left = self._without(needs)
+        if left:
             async with self._asking:
                 left = self._without(needs)
                 for namespace in sorted({name for _, name in left}):
@@ -116,10 +139,11 @@ class Rights:
                         held = allowed(rules, place[0], left[place])
                         if not complete:
                             held |= await self._reviewed(place, left[place] - held)
-                        self._held[place] = self._held.get(place, frozenset()) | held
+                        self._remember(place, held, self._stands if complete else _REVIEWED_STANDS)
+                        left[place] -= held
                     if complete and namespace == events:
                         self._look_for_events(rules, events)
-        return self._without(needs)
+        return {place: verbs for place, verbs in left.items() if verbs}
 
     def is_settled(self, kind: Kind) -> bool:
         """Whether ``everywhere`` was answered before."""
@@ -135,10 +159,18 @@ class Rights:
                 return False
         return self._everywhere[kind]
 
+    def deny_everywhere(self, kind: Kind) -> None:
+        """The API server refused to show a kind in all namespaces, whatever was said before."""
+        self._everywhere[kind] = False
+
     def forget(self, namespaces: Iterable[str] | None = None) -> None:
         """Ask again what was allowed in these namespaces, or anywhere."""
-        gone = None if namespaces is None else {*namespaces}
-        for place in [p for p in self._held if gone is None or p[1] in gone]:
+        if namespaces is None:
+            self._held.clear()
+            self._everywhere.clear()
+            return
+        gone = {*namespaces}
+        for place in [place for place in self._held if place[1] in gone]:
             del self._held[place]
 
     async def account(self) -> str:
@@ -152,8 +184,17 @@ class Rights:
             return "the hub's account"  # before Kubernetes 1.28
 
     def _without(self, needs: Needs) -> dict[Place, frozenset[str]]:
-        left = {place: verbs - self._held.get(place, frozenset()) for place, verbs in needs.items()}
+        left = {place: verbs - self._known(place).verbs for place, verbs in needs.items()}
         return {place: verbs for place, verbs in left.items() if verbs}
+
+    def _known(self, place: Place) -> _Held:
+        held = self._held.get(place, _NOTHING)
+        return held if time.monotonic() < held.until else _NOTHING
+
+    def _remember(self, place: Place, verbs: frozenset[str], seconds: float) -> None:
+        known = self._known(place)
+        until = known.until or time.monotonic() + seconds
+        self._held[place] = _Held(known.verbs | verbs, until)
 
     async def _reviewed(self, place: Place, verbs: frozenset[str]) -> frozenset[str]:
         """One question a verb, where webhooks decide and cannot tell their rules."""

@@ -10,15 +10,16 @@ import asyncio
 import logging
 import math
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import msgspec
 
 from lightkube_template_spawner.cluster.api import METADATA, METADATA_LIST, Api, Kind, error_from
+from lightkube_template_spawner.cluster.changes import Changes
+from lightkube_template_spawner.cluster.live import Key, Live, sharing
 from lightkube_template_spawner.cluster.retry import LEARNING, asked_pause
 from lightkube_template_spawner.errors import (
     ClusterError,
@@ -29,131 +30,12 @@ from lightkube_template_spawner.errors import (
 )
 from lightkube_template_spawner.objects.identity import OWNER
 
-T = TypeVar("T")
-Key = tuple[str, str]  # namespace ("" for cluster-scoped), name
-
 _PAGE = "500"
 _IDLE = 90.0  # bookmarks come each minute or so; longer silence is a dead connection
 _BACKOFF = (0.8, 2.5)  # seconds; with a connection's time-out it is back within five
 _REFUSED = 30.0  # the longest pause where only an administrator can change the answer
 _WATCH_SECONDS = (290, 590)
 _HOT = 5.0  # a watch that ends sooner is not opened again at once
-_NOISE = frozenset({"apiVersion", "kind", "metadata"})
-_Containers = list[dict[str, msgspec.Raw]] | None
-
-
-class Meta(msgspec.Struct, rename="camel"):
-    """The part of ``metadata`` that matters; managedFields, most of an object's size, is not."""
-
-    name: str
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-    generation: int = 0
-    creation_timestamp: str | None = None
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
-    deletion_timestamp: str | None = None
-    finalizers: list[str] = []
-    owner_references: list[dict[str, Any]] = []
-
-    @property
-    def key(self) -> Key:
-        """Namespace and name."""
-        return self.namespace, self.name
-
-    @property
-    def controlled(self) -> bool:
-        """Whether a controller made it: then it is the controller's to remove."""
-        return any(reference.get("controller") for reference in self.owner_references)
-
-
-class Live:
-    """A live object kept small: parsed metadata, the other fields as JSON until asked for."""
-
-    __slots__ = ("kind", "meta", "parts")
-
-    def __init__(self, kind: Kind, fields: dict[str, msgspec.Raw], *, slim: bool) -> None:
-        self.kind = kind
-        self.meta = msgspec.json.decode(fields["metadata"], type=Meta)
-        self.parts: dict[str, bytes] = {}
-        if not slim:
-            self.parts = {k: bytes(v) for k, v in fields.items() if k not in _NOISE}
-            if str(kind) == "v1/Pod" and "spec" in self.parts:
-                self.parts["spec"] = _without_variables(self.parts["spec"])
-
-    @property
-    def reference(self) -> str:
-        """``Kind/namespace/name``."""
-        parts = (self.kind.kind, self.meta.namespace, self.meta.name)
-        return "/".join(part for part in parts if part)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As the API server writes it, without managedFields and containers' variables."""
-        head = {"apiVersion": self.kind.api_version, "kind": self.kind.kind}
-        body = {name: msgspec.json.decode(raw) for name, raw in self.parts.items()}
-        return {**head, "metadata": msgspec.to_builtins(self.meta), **body}
-
-
-def _without_variables(spec: bytes) -> bytes:
-    """Most of a pod, may hold tokens, and nobody asks the store for them."""
-    fields = msgspec.json.decode(spec, type=dict[str, msgspec.Raw])
-    for group in ("containers", "initContainers"):
-        found = msgspec.json.decode(fields.get(group, b"null"), type=_Containers)
-        for container in found or ():
-            container.pop("env", None)
-        if found:
-            fields[group] = msgspec.Raw(msgspec.json.encode(found))
-    return msgspec.json.encode(fields)
-
-
-def _sharing(texts: dict[str, str], other: dict[str, str]) -> dict[str, str]:
-    """Equal texts kept once: most labels and annotations are the same on every object of a hub."""
-    return {
-        sys.intern(key): other[key] if other.get(key) == text else text
-        for key, text in texts.items()
-    }
-
-
-class Changes:
-    """Tells whoever waits for one owner's objects that one of them changed."""
-
-    def __init__(self) -> None:
-        self._callbacks: dict[str, set[Callable[[], None]]] = {}
-
-    def subscribe(self, owner: str, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call ``callback`` after every change of this owner's objects; returns the way out."""
-        self._callbacks.setdefault(owner, set()).add(callback)
-
-        def unsubscribe() -> None:
-            callbacks = self._callbacks.get(owner, set())
-            callbacks.discard(callback)
-            if not callbacks:
-                self._callbacks.pop(owner, None)
-
-        return unsubscribe
-
-    def notify(self, owner: str) -> None:
-        """Something of this owner changed."""
-        for callback in tuple(self._callbacks.get(owner, ())):
-            callback()
-
-    def notify_all(self) -> None:
-        """A store was filled: who waits for what is not in it must look again."""
-        for owner in tuple(self._callbacks):
-            self.notify(owner)
-
-    async def wait_until(self, owner: str, predicate: Callable[[], T | None]) -> T:
-        """Wait until ``predicate`` gives something else than None; it reads stores only."""
-        changed = asyncio.Event()
-        unsubscribe = self.subscribe(owner, changed.set)
-        try:
-            while (found := predicate()) is None:
-                await changed.wait()
-                changed.clear()
-            return found
-        finally:
-            unsubscribe()
 
 
 class _Event(msgspec.Struct):
@@ -167,7 +49,11 @@ class _List(msgspec.Struct):
 
 
 class Reflector:
-    """The store of one kind in one namespace (None: all of them), under one label selector."""
+    """The store of one kind in one namespace (None: all of them), under one label selector.
+
+    ``full`` keeps objects whole, not only their metadata. Of what a watch of all namespaces sees,
+    only those ``within`` are shown. ``on_gone`` is called with each object that goes.
+    """
 
     def __init__(
         self,
@@ -178,11 +64,15 @@ class Reflector:
         selector: str,
         changes: Changes,
         log: logging.Logger,
-        slim: bool,
+        full: bool,
+        within: set[str] | None = None,
+        on_gone: Callable[[Live], None] = lambda _: None,
         idle: float = _IDLE,
     ) -> None:
         self.kind = kind
         self.namespace = namespace
+        self.full = full
+        self.within = within
         self.error: ClusterError | None = None
         self.watching = False  # whether changes come in at present
         self.relists = 0
@@ -190,7 +80,7 @@ class Reflector:
         self._selector = selector
         self._changes = changes
         self._log = log
-        self.full = not slim  # whether objects are kept whole, not only their metadata
+        self._on_gone = on_gone
         self._idle = idle
         self._store: dict[Key, Live] = {}
         self._owners: dict[str, dict[Key, Live]] = {}
@@ -203,8 +93,6 @@ class Reflector:
         self._attempt = asyncio.Event()  # set, and replaced, after each attempt to list
         self._hurry = asyncio.Event()
         self._scope = anyio.CancelScope()
-        self.within: set[str] | None = None  # namespaces that it shows, of all that it watches
-        self.on_gone: Callable[[Live], None] = lambda _: None
 
     def get(self, namespace: str, name: str) -> Live | None:
         """The object, as far as the store knows."""
@@ -227,22 +115,28 @@ class Reflector:
         """Whether a list has ever come through."""
         return self._synced
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the API server no longer lets us see what changes: a right was taken away."""
+        return isinstance(self.error, Forbidden)
+
     async def sync(self) -> None:
-        """Wait for the first list.
+        """Wait for the first list, or, where a right was taken away, for the next answer.
 
         Raises:
             Forbidden, NotFound: the API server refuses it; waiting would not help.
         """
-        if not self._synced:
+        if not self._synced or self.frozen:
             self._hurry.set()
-        while not self._synced:
-            await self._attempt.wait()
+        while not self._synced or self.frozen:
+            if not self._scope.cancel_called:
+                await self._attempt.wait()
             if isinstance(self.error, Forbidden | NotFound):
                 raise self.error
 
-    def close(self) -> None:
-        """End the watch: the namespace is gone, and with it what the store knew."""
-        self.error = NotFound(f"namespace {self.namespace!r} is gone", code=404)
+    def close(self, why: ClusterError | None = None) -> None:
+        """End the watch and drop what the store knew; without a reason, its namespace is gone."""
+        self.error = why or NotFound(f"namespace {self.namespace!r} is gone", code=404)
         for live in list(self._store.values()):
             self._forget(live)
         self._attempted()
@@ -324,14 +218,14 @@ class Reflector:
     async def _list(self) -> None:
         found: dict[Key, Live] = {}
         params = {"labelSelector": self._selector, "limit": _PAGE}
-        accept = METADATA_LIST if not self.full else "application/json"
+        accept = "application/json" if self.full else METADATA_LIST
         while True:
             answer = await self._api.call(
                 "GET", self.kind.path(self.namespace), params=params, accept=accept, raw=True
             )
             page = msgspec.json.decode(answer, type=_List)
             for fields in page.items or ():
-                live = Live(self.kind, fields, slim=not self.full)
+                live = Live(self.kind, fields, full=self.full)
                 found[live.meta.key] = live
             if not page.metadata.get("continue"):
                 break
@@ -361,13 +255,16 @@ class Reflector:
             "labelSelector": self._selector,
             "timeoutSeconds": str(random.randint(*_WATCH_SECONDS)),  # noqa: S311 - spread load
         }
-        accept = METADATA if not self.full else "application/json"
+        accept = "application/json" if self.full else METADATA
         began = time.monotonic()
         try:
             async with self._api.stream(
                 self.kind.path(self.namespace), params=params, accept=accept, idle=self._idle
             ) as lines:
                 self.watching = True
+                if self.frozen:  # the right is back; all else is told by the next list or error
+                    self.error = None
+                    self._attempted()
                 async for line in lines:
                     if line:
                         self._handle(msgspec.json.decode(line, type=_Event))
@@ -388,7 +285,7 @@ class Reflector:
             meta = msgspec.json.decode(event.object["metadata"], type=dict[str, Any])
             self._version = meta["resourceVersion"]
             return
-        live = Live(self.kind, event.object, slim=not self.full)
+        live = Live(self.kind, event.object, full=self.full)
         self._version = live.meta.resource_version
         if event.type == "DELETED":
             self._forget(live)
@@ -402,8 +299,8 @@ class Reflector:
         if old is not None and old.meta.labels.get(OWNER, "") != owner:
             self._forget(old)
         like = (old or self._latest or live).meta
-        live.meta.labels = _sharing(live.meta.labels, like.labels)
-        live.meta.annotations = _sharing(live.meta.annotations, like.annotations)
+        live.meta.labels = sharing(live.meta.labels, like.labels)
+        live.meta.annotations = sharing(live.meta.annotations, like.annotations)
         self._latest = live
         self._store[key] = live
         self._owners.setdefault(owner, {})[key] = live
@@ -416,5 +313,5 @@ class Reflector:
         objects.pop(live.meta.key, None)
         if not objects:
             self._owners.pop(owner, None)
-        self.on_gone(known)
+        self._on_gone(known)
         self._changes.notify(owner)

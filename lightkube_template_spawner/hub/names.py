@@ -15,7 +15,7 @@ from jupyterhub import orm
 from sqlalchemy import Text, literal_column, select
 from sqlalchemy.orm import object_session
 
-from lightkube_template_spawner.cluster.reflector import Meta
+from lightkube_template_spawner.cluster.live import Meta
 from lightkube_template_spawner.lifecycle.record import STATE, Record
 from lightkube_template_spawner.objects.identity import USERID, Identity
 

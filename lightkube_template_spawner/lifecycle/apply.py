@@ -13,7 +13,7 @@ import msgspec
 
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.cluster.reflector import Meta
+from lightkube_template_spawner.cluster.live import Meta
 from lightkube_template_spawner.errors import (
     AlreadyThere,
     Conflict,

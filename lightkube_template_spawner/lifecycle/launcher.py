@@ -14,7 +14,8 @@ from itertools import groupby
 
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.cluster.reflector import Live, Meta
+from lightkube_template_spawner.cluster.live import Live, Meta
+from lightkube_template_spawner.cluster.rbac import is_missing_right
 from lightkube_template_spawner.cluster.retry import within
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import Forbidden, NameTaken, StartFailed
@@ -85,8 +86,9 @@ class Launcher:
                     url = await self._wait_until_ready(plan, record, waiting)
         except TimeoutError as error:
             raise waiting.late(timeout, str(error)) from None
-        except Forbidden:
-            self.cluster.rights.forget()  # perhaps a role was changed: the next start asks again
+        except Forbidden as error:
+            if is_missing_right(error):  # a role was changed: the next start asks again
+                self.cluster.rights.forget()
             raise
         ready = replace(record, url=url, ready=True)
         save(ready)

@@ -9,7 +9,8 @@ from typing import Any
 
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.cluster.reflector import Live, Reflector
+from lightkube_template_spawner.cluster.live import Live
+from lightkube_template_spawner.cluster.reflector import Reflector
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import ClusterError
 from lightkube_template_spawner.lifecycle.record import Record
@@ -125,11 +126,7 @@ def look(cluster: Cluster, record: Record, limits: Limits) -> Ended | Missing | 
     connection = record.connection
     if connection is None or not connection.uid:
         return None
-    wanted = [Missing(connection.api_version, connection.kind, connection.namespace,
-                      connection.name, connection.uid)]  # fmt: skip
-    if record.pod and connection.kind != "Pod":
-        wanted.append(Missing(*POD, record.pods_in, record.pod, ""))
-    for item in wanted:
+    for item in _wanted(record):
         live = cluster.known(f"{item.api_version}/{item.kind}", item.namespace, item.name)
         if live is None or (item.uid and live.meta.uid != item.uid):
             return item
@@ -141,8 +138,36 @@ def look(cluster: Cluster, record: Record, limits: Limits) -> Ended | Missing | 
     return None
 
 
-async def confirm(cluster: Cluster, missing: Missing, log: logging.Logger) -> Ended | None:
-    """Ask the API server about an object that the stores do not show."""
+def _wanted(record: Record) -> list[Missing]:
+    """The objects without which the server is over, if they are known."""
+    connection = record.connection
+    if connection is None or not connection.uid:
+        return []
+    wanted = [Missing(connection.api_version, connection.kind, connection.namespace,
+                      connection.name, connection.uid)]  # fmt: skip
+    if record.pod and connection.kind != "Pod":
+        wanted.append(Missing(*POD, record.pods_in, record.pod, ""))
+    return wanted
+
+
+async def ask(
+    cluster: Cluster, record: Record, limits: Limits, log: logging.Logger
+) -> Ended | None:
+    """What the API server itself says, where a store is closed to us and would tell old news."""
+    for item in _wanted(record):
+        over = await confirm(cluster, item, log, limits)
+        if over is not None:
+            return over
+    return None
+
+
+async def confirm(
+    cluster: Cluster, missing: Missing, log: logging.Logger, limits: Limits | None = None
+) -> Ended | None:
+    """Ask the API server about an object that the stores do not show; by limits, whether it runs.
+
+    None where it is there, and where the API server does not tell.
+    """
     try:
         kind = await cluster.discovery.kind(missing.api_version, missing.kind)
         live = await cluster.get(kind, missing.namespace, missing.name)
@@ -153,6 +178,8 @@ async def confirm(cluster: Cluster, missing: Missing, log: logging.Logger) -> En
         return Ended(1, f"{missing.reference} was deleted")
     if OWNER not in (live["metadata"].get("labels") or {}):
         log.warning("%s lost its label %s; it still runs", missing.reference, OWNER)
+    if limits is not None and missing.kind == "Pod":
+        return status.ended(live, limits.crash_loop_restarts)
     return None
 
 

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.errors import ManifestError
+from lightkube_template_spawner.errors import Forbidden, ManifestError
 from lightkube_template_spawner.lifecycle import liveness
 from lightkube_template_spawner.lifecycle.liveness import Limits, Missing, Silent
 from lightkube_template_spawner.lifecycle.record import Record
@@ -55,7 +55,10 @@ class Vigil:
         Raises:
             ClusterError: the stores could not be filled.
         """
-        await liveness.watch(cluster, record)
+        try:
+            await liveness.watch(cluster, record)
+        except Forbidden:
+            return await liveness.ask(cluster, record, limits, self._spawner.log)
         seen = liveness.look(cluster, record, limits)
         if isinstance(seen, Missing):
             seen = await liveness.confirm(cluster, seen, self._spawner.log)

@@ -19,6 +19,8 @@ from lightkube_template_spawner.objects.plan import Plan
 
 _EFFECT = 5.0  # seconds until every API server knows a new binding
 _PAUSE = 0.1
+_NOTHING_YET = "Nothing was created: "
+_OWN_ROLES = "The template's own roles do not suffice: "
 
 
 class Access:
@@ -57,8 +59,8 @@ class Access:
                 break
             await anyio.sleep(_PAUSE * 5)  # an API server that has just come back knows no roles
         if refused:
-            raise await self._refusal(refused, "Nothing was created: ")
-        await self._watch({p: full for p, full in places.items() if p not in missing})
+            raise await self._refusal(refused, _NOTHING_YET)
+        await self._watch({p: v for p, v in places.items() if p not in missing}, _NOTHING_YET)
 
     async def complete(self) -> None:
         """The same once the template's own namespaces and bindings are there.
@@ -75,8 +77,8 @@ class Access:
                 await anyio.sleep(_PAUSE)
         missing = await self._missing(needs)
         if missing:
-            raise await self._refusal(missing, "The template's own roles do not suffice: ")
-        await self._watch(places)
+            raise await self._refusal(missing, _OWN_ROLES)
+        await self._watch(places, _OWN_ROLES)
         self._complete = True
 
     def _needs(self, places: Mapping[Place, bool]) -> Needs:
@@ -108,7 +110,7 @@ class Access:
         account = await self._cluster.rights.account()
         return Forbidden(head + rights.explain(missing, account), code=403, reason="Forbidden")
 
-    async def _watch(self, places: Mapping[Place, bool]) -> None:
+    async def _watch(self, places: Mapping[Place, bool], head: str) -> None:
         async def watch(place: Place) -> None:
             kind, namespace = place
             await self._cluster.watch(kind, namespace or None, full=places[place])
@@ -118,7 +120,8 @@ class Access:
         except Forbidden:
             # Allowed when it was asked last: what else was taken away with it?
             self._cluster.rights.forget()
-            missing = await self._missing(dict.fromkeys(places, rights.LOOK))
+            needs = {p: verbs for p, verbs in self._needs(places).items() if p in places}
+            missing = await self._missing(needs)
             if missing:
-                raise await self._refusal(missing, "Nothing was created: ") from None
+                raise await self._refusal(missing, head) from None
             raise

@@ -13,7 +13,7 @@ import anyio
 
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.events import Event
-from lightkube_template_spawner.cluster.reflector import Live
+from lightkube_template_spawner.cluster.live import Live
 from lightkube_template_spawner.errors import ClusterError, StartFailed, StartTimeout
 from lightkube_template_spawner.lifecycle import failures, liveness
 from lightkube_template_spawner.lifecycle.failures import Course, Rules, Symptom, Trouble

@@ -16,14 +16,9 @@ from enum import Enum, auto
 import anyio
 
 from lightkube_template_spawner.cluster.api import Kind
-from lightkube_template_spawner.cluster.cluster import (
-    NAMESPACE,
-    Cluster,
-    confines,
-    gives_rights,
-    is_workload,
-)
-from lightkube_template_spawner.cluster.reflector import Live, Meta
+from lightkube_template_spawner.cluster.cluster import Cluster
+from lightkube_template_spawner.cluster.kinds import NAMESPACE, confines, gives_rights, is_workload
+from lightkube_template_spawner.cluster.live import Live, Meta
 from lightkube_template_spawner.cluster.retry import within
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import (
@@ -306,6 +301,7 @@ class Removal:
         meta = found[1]
         owner = meta.labels.get(OWNER, "")
         watched = meta.uid in self._known or bool(self._seen(found))
+        watched = watched and not self._cluster.is_frozen(found[0])
 
         def over() -> bool | None:
             return True if not self._seen(found) or self._lost_pods(found) else None

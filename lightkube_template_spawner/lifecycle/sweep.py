@@ -15,7 +15,7 @@ from typing import Any
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.discovery import allowed
-from lightkube_template_spawner.cluster.reflector import Meta
+from lightkube_template_spawner.cluster.live import Meta
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import ClusterError, Forbidden, HubError, RemovalIncomplete
 from lightkube_template_spawner.lifecycle.orphans import Known

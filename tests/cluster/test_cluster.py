@@ -15,7 +15,7 @@ from lightkube_template_spawner.cluster import cluster as module
 from lightkube_template_spawner.cluster import retry as patience
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.cluster.reflector import Meta
+from lightkube_template_spawner.cluster.live import Meta
 from lightkube_template_spawner.cluster.retry import within
 from lightkube_template_spawner.errors import (
     AlreadyThere,
@@ -321,57 +321,7 @@ async def test_a_write_that_waits_for_its_next_try_keeps_no_other(
         group.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize(("kind", "policy", "first"), [
-    (POD, "Background", True),
-    (CONFIG, "Background", False),
-    (Kind("", "v1", "PersistentVolumeClaim", "x", True), "Background", False),
-    (Kind("apps", "v1", "Deployment", "x", True), "Foreground", True),
-    (Kind("batch", "v1", "Job", "x", True), "Foreground", True),
-    (Kind("networking.k8s.io", "v1", "NetworkPolicy", "x", True), "Background", False),
-    (Kind("policy", "v1", "PodDisruptionBudget", "x", True), "Background", False),
-    (Kind("autoscaling", "v2", "HorizontalPodAutoscaler", "x", True), "Background", False),
-    (Kind("example.org", "v1", "Widget", "x", True), "Foreground", True),
-    (Kind("gateway.networking.k8s.io", "v1", "HTTPRoute", "x", True), "Background", False),
-    pytest.param(
-        Kind("acme.policy", "v1", "Thing", "x", True), "Foreground", True,
-    ),
-], ids=str)  # fmt: skip
-async def test_what_goes_first_and_how(kind: Kind, policy: str, first: bool) -> None:
-    assert module.propagation(kind) == policy
-    assert module.is_workload(kind) is first
-
-
-# Stores and their end
-
-
-async def test_stores_are_shared(fake: FakeApiServer, cluster: Cluster) -> None:
-    store = cluster.reflector(POD, "hub")
-    assert cluster.reflector(POD, "hub") is store
-    assert store.full
-    assert not cluster.reflector(CONFIG, "hub").full
-    assert cluster.reflector(POD, "other") is not store
-    namespace = Kind("", "v1", "Namespace", "namespaces", namespaced=False)
-    assert cluster.reflector(namespace, "hub") is cluster.reflector(namespace, None)
-    await store.sync()
-    assert len(list(cluster.stores())) == 4
-
-
-async def test_an_object_in_two_stores_comes_once(fake: FakeApiServer, cluster: Cluster) -> None:
-    fake.put(manifest())
-    stores = [cluster.reflector(CONFIG, "hub"), cluster.reflector(CONFIG, "hub", full=True)]
-    for store in stores:
-        await store.sync()
-    assert [live.meta.name for live in cluster.objects_of(ME.owner)] == ["c"]
-
-
-async def test_secrets_stay_on_the_cluster(fake: FakeApiServer, cluster: Cluster) -> None:
-    fake.put(manifest("Secret", data={"k": "aHVzaA=="}))
-    kind = Kind("", "v1", "Secret", "secrets", namespaced=True)
-    for full in (False, True):
-        store = cluster.reflector(kind, "hub", full=full)
-        await store.sync()
-        for live in store.of_owner(ME.owner):
-            assert "aHVzaA==" not in str(live.as_dict())
+# Closing
 
 
 async def test_closing_ends_everything(fake: FakeApiServer, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from lightkube_template_spawner.cluster import rbac as rights
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.discovery import Discovery, granted
 from lightkube_template_spawner.cluster.rbac import FULL, LOOK, Needs, Rights
-from lightkube_template_spawner.errors import ClusterError
+from lightkube_template_spawner.errors import ClusterError, Forbidden
 from lightkube_template_spawner.objects import plan as manifests
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, text
@@ -208,3 +208,62 @@ async def test_no_answer_is_no_answer(fake: FakeApiServer, asked: Rights, fault:
     assert await asked.missing(NEEDS) == {}
     assert await asked.everywhere(POD)
     assert await asked.account() == "the hub's account hub"
+
+
+@pytest.mark.anyio
+async def test_what_was_allowed_is_asked_again_after_a_while(
+    fake: FakeApiServer, tmp_path: Path
+) -> None:
+    api = connect(tmp_path, transport=fake)
+    log = logging.getLogger("test")
+    rights = Rights(api, Discovery(api, log), log, stands=0.05)
+    assert await rights.missing(NEEDS) == {}
+    fake.forbidden.add(("create", "pods"))
+    assert await rights.missing(NEEDS) == {}
+    await asyncio.sleep(0.06)
+    assert await rights.missing(NEEDS) == {(POD, "hub"): frozenset({"create"})}
+    fake.forbidden.clear()
+    fake.incomplete = True  # a request a verb: that is asked less often
+    await asyncio.sleep(0.06)
+    assert await rights.missing(NEEDS) == {}
+    await asyncio.sleep(0.06)
+    fake.forbidden.add(("create", "pods"))
+    assert await rights.missing(NEEDS) == {}
+    await api.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_slow_review_denies_nothing(fake: FakeApiServer, tmp_path: Path) -> None:
+    """Nor does an answer that is old before the last of them has come."""
+    api = connect(tmp_path, transport=fake)
+    log = logging.getLogger("test")
+    assert await Rights(api, Discovery(api, log), log, stands=0).missing(NEEDS) == {}
+    await api.aclose()
+
+
+@pytest.mark.anyio
+async def test_all_namespaces_are_asked_about_again(fake: FakeApiServer, asked: Rights) -> None:
+    assert await asked.everywhere(POD)
+    asked.deny_everywhere(POD)
+    assert not await asked.everywhere(POD)
+    asked.forget(["hub"])
+    assert not await asked.everywhere(POD)
+    asked.forget()
+    assert not asked.is_settled(POD)
+    assert await asked.everywhere(POD)
+
+
+@pytest.mark.parametrize(
+    ("message", "missing"),
+    [
+        ('pods is forbidden: User "system:a:hub" cannot create resource "p" in', True),
+        ('Pod/a/s (pod.yaml) refused: "s" is forbidden: User "x" cannot get resource "p"', True),
+        ('forbidden: User "hub" cannot get path "/metrics"', True),
+        ('pods "s" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1', False),
+        ('pods "s" is forbidden: violates PodSecurity "restricted:latest": privileged', False),
+        ('admission webhook "users" denied the request: User "hub" cannot have two', False),
+        ("Unauthorized", False),
+    ],
+)  # fmt: skip
+def test_whose_refusal_it_is(message: str, missing: bool) -> None:
+    assert rights.is_missing_right(Forbidden(message, code=403)) is missing

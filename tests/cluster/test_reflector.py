@@ -7,20 +7,20 @@ import base64
 import json
 import logging
 import time
-import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import msgspec
 import pytest
 
 from lightkube_template_spawner.cluster import api as api_module
 from lightkube_template_spawner.cluster import reflector as module
 from lightkube_template_spawner.cluster.api import Api, Kind
-from lightkube_template_spawner.cluster.reflector import Changes, Live, Reflector
+from lightkube_template_spawner.cluster.changes import Changes
+from lightkube_template_spawner.cluster.live import Live
+from lightkube_template_spawner.cluster.reflector import Reflector
 from lightkube_template_spawner.errors import Forbidden, NotFound, Unavailable
 from lightkube_template_spawner.objects.identity import INSTANCE, OWNER, hub_selector
 from tests.support.connect import connect
@@ -49,7 +49,7 @@ def pod(name: str, owner: str = "me", namespace: str = "hub", **more: Any) -> di
 
 
 def make(api: Api, kind: Kind = POD, **options: Any) -> Reflector:
-    given = {"selector": hub_selector("i"), "changes": Changes(), "log": log, "slim": False}
+    given = {"selector": hub_selector("i"), "changes": Changes(), "log": log, "full": True}
     return Reflector(api, kind, "hub", **{**given, **options})
 
 
@@ -290,6 +290,36 @@ async def test_refusal_surfaces_and_passes(fake: FakeApiServer, api: Api) -> Non
         assert store.error is None
 
 
+async def test_a_right_that_is_taken_away_and_given_back(fake: FakeApiServer, api: Api) -> None:
+    """What such a store knows is old news, which nobody may take for the truth."""
+    fake.put(pod("one"))
+    async with running(make(api)) as store:
+        await store.sync()
+        await until(lambda: fake.watches)
+        fake.forbidden.add(("watch", "pods"))
+        fake.watches[0].end()
+        await until(lambda: store.frozen)
+        for _ in range(2):
+            with pytest.raises(Forbidden, match='cannot watch resource "pods"'):
+                await store.sync()
+        fake.remove("Pod", "hub", "one")
+        fake.put(pod("two"))
+        fake.forbidden.clear()
+        await store.sync()
+        await until(lambda: names(store) == {"two"})
+        assert (store.frozen, store.error, store.relists) == (False, None, 1)
+
+
+async def test_who_waits_for_a_store_that_closes_is_told_why(api: Api) -> None:
+    store = make(api)
+    task = asyncio.create_task(store.run())
+    await store.sync()
+    store.close(Forbidden("no longer in all namespaces", code=403))
+    await task
+    with pytest.raises(Forbidden, match="no longer in all namespaces"):
+        await asyncio.wait_for(store.sync(), 1)
+
+
 async def test_a_server_that_is_back_may_not_know_our_rights_yet(
     fake: FakeApiServer, api: Api
 ) -> None:
@@ -444,7 +474,7 @@ async def test_real_connections_that_break(tmp_path: Path, end: str) -> None:
 async def test_a_slim_store_holds_no_secret_data(fake: FakeApiServer, api: Api) -> None:
     word = base64.b64encode(b"hush").decode()
     fake.put({**pod("s"), "kind": "Secret", "data": {"k": word}, "spec": {"x": word}})
-    async with running(make(api, SECRET, slim=True)) as store:
+    async with running(make(api, SECRET, full=False)) as store:
         await store.sync()
         fake.put({**pod("t"), "kind": "Secret", "data": {"k": word}})
         await until(lambda: len(store) == 2)
@@ -463,108 +493,10 @@ async def _accepts(fake: FakeApiServer, api: Api) -> list[str]:
         found.append(request.headers["Accept"])
 
     api._http.event_hooks["request"].append(hook)
-    async with running(make(api, SECRET, slim=True)) as store:
+    async with running(make(api, SECRET, full=False)) as store:
         await store.sync()
         await until(lambda: len(found) == 2)
     return found
-
-
-async def test_the_store_is_small() -> None:
-    """A whole pod of 8 KB, managedFields and all, keeps to its spec and status."""
-    env = [{"name": f"VARIABLE_{n}", "value": "x" * 20} for n in range(40)]
-    managed = [{"manager": "m", "fieldsV1": {f"f:{n}": {} for n in range(300)}}]
-    item = pod(
-        "p", spec={"containers": [{"name": "main", "env": env}]}, status={"phase": "Running"}
-    )
-    item["metadata"] |= {"managedFields": managed, "uid": "u" * 36}
-    raw = msgspec.json.encode(item)
-    assert len(raw) > 5000
-
-    def size(*, slim: bool) -> tuple[float, list[Live]]:
-        def read() -> Live:
-            return Live(POD, msgspec.json.decode(raw, type=dict[str, msgspec.Raw]), slim=slim)
-
-        before = tracemalloc.get_traced_memory()[0]
-        kept = [read() for _ in range(200)]
-        return (tracemalloc.get_traced_memory()[0] - before) / 200, kept
-
-    tracemalloc.start()
-    try:
-        whole_size, kept = size(slim=False)
-        slim_size, _ = size(slim=True)
-    finally:
-        tracemalloc.stop()
-    written = sum(len(part) for part in kept[0].parts.values())
-    assert "managedFields" not in kept[0].as_dict()["metadata"]
-    assert kept[0].as_dict()["spec"] == {"containers": [{"name": "main"}]}
-    assert whole_size < written + 2500
-    assert slim_size < 2200
-
-
-def test_an_object_reads_as_the_server_wrote_it() -> None:
-    owners = [{"kind": "ReplicaSet", "name": "r", "uid": "1", "controller": True}]
-    item = pod("p", status={"phase": "é\x85"}, data=None)
-    item["metadata"] |= {"uid": "1", "resourceVersion": "7", "deletionTimestamp": "t",
-                         "ownerReferences": owners, "finalizers": ["f"]}  # fmt: skip
-    raw = msgspec.json.encode(item)
-    live = Live(POD, msgspec.json.decode(raw, type=dict[str, msgspec.Raw]), slim=False)
-    read = live.as_dict()
-    assert read["metadata"].items() >= item["metadata"].items()
-    assert {k: read[k] for k in item if k != "metadata"} == {
-        k: v for k, v in item.items() if k != "metadata"
-    }
-    assert (live.reference, live.meta.controlled) == ("Pod/hub/p", True)
-
-
-# Waiting for changes
-
-
-async def test_wait_until() -> None:
-    changes = Changes()
-    found: list[str] = []
-    assert await changes.wait_until("me", lambda: "at once") == "at once"
-    waiting = asyncio.create_task(changes.wait_until("me", lambda: found[0] if found else None))
-    await asyncio.sleep(0)
-    changes.notify("you")
-    changes.notify("me")
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    found.append("now")
-    changes.notify("me")
-    assert await waiting == "now"
-    assert not changes._callbacks
-
-
-async def test_wait_until_leaves_nothing_behind() -> None:
-    changes = Changes()
-
-    def raises() -> None:
-        raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"):
-        await changes.wait_until("me", raises)
-    waiting: asyncio.Task[None] = asyncio.create_task(changes.wait_until("me", lambda: None))
-    await asyncio.sleep(0)
-    assert changes._callbacks
-    waiting.cancel()
-    await asyncio.wait([waiting])
-    assert not changes._callbacks
-
-
-async def test_a_callback_may_leave_while_it_is_called() -> None:
-    changes = Changes()
-    called: list[int] = []
-
-    def once() -> None:
-        called.append(1)
-        leave()
-        leave()
-
-    leave = changes.subscribe("me", once)
-    changes.subscribe("me", lambda: called.append(2))
-    changes.notify("me")
-    changes.notify("me")
-    assert sorted(called) == [1, 2, 2]
 
 
 async def test_no_change_between_look_and_wait_is_missed(fake: FakeApiServer, api: Api) -> None:

@@ -18,8 +18,8 @@ from lightkube_template_spawner.cluster.api import METADATA, METADATA_LIST, Api,
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.discovery import Discovery
 from lightkube_template_spawner.cluster.events import Event, EventFeed
+from lightkube_template_spawner.cluster.live import Meta
 from lightkube_template_spawner.cluster.rbac import FULL, Rights
-from lightkube_template_spawner.cluster.reflector import Meta
 from lightkube_template_spawner.errors import (
     AlreadyThere,
     ClusterError,

@@ -195,3 +195,25 @@ async def test_a_service_that_is_deleted(fake: FakeApiServer, cluster: Cluster) 
     missing = await look(cluster, record)
     assert missing == Missing("v1", "Service", "hub", "s", missing.uid)
     assert await liveness.confirm(cluster, missing, log) == Ended(1, "Service/hub/s was deleted")
+
+
+# -- a store that is closed to us -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["Pod", "Service"])
+async def test_the_api_server_is_asked_where_the_stores_tell_old_news(
+    fake: FakeApiServer, cluster: Cluster, kind: str
+) -> None:
+    record = await served(fake, cluster, kind, *([pod()] if kind == "Service" else []))
+    record = replace(record, pod="s")
+    assert await liveness.ask(cluster, record, LIMITS, log) is None
+    fake.put(pod(containerStatuses=[CRASHED]))
+    over = await liveness.ask(cluster, record, LIMITS, log)
+    assert over is not None
+    assert "CrashLoopBackOff" in over.reason
+    fake.remove("Pod", "hub", "s")
+    gone = Ended(1, "Pod/hub/s was deleted")
+    assert await liveness.ask(cluster, record, LIMITS, log) == gone
+    assert await liveness.ask(cluster, replace(record, connection=None), LIMITS, log) is None
+    fake.forbidden.add(("get", "pods"))
+    assert await liveness.ask(cluster, record, LIMITS, log) is None

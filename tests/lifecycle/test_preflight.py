@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,15 @@ import pytest
 from lightkube_template_spawner.cluster import reflector as reflector_module
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.errors import Forbidden
+from lightkube_template_spawner.lifecycle import liveness
 from lightkube_template_spawner.lifecycle import preflight as access_module
+from lightkube_template_spawner.lifecycle.liveness import Missing
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.objects.identity import Identity
 from tests.lifecycle.test_launcher import RULES, World, chart, log
 from tests.support.connect import connect
-from tests.support.fake_apiserver import FakeApiServer
+from tests.support.fake_apiserver import FakeApiServer, text
 from tests.support.objects import LIFECYCLE, ME, YOU
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -264,3 +267,115 @@ async def test_a_namespace_that_is_there_and_closed_to_us_is_not_gone(
     with pytest.raises(Forbidden):
         await world.cluster.get(pods, record.pods_in, "s")
     assert watched(world, space(ME)) != []
+
+
+# -- rights taken away while the hub runs ---------------------------------------------------------
+
+
+async def take(world: World, verb: str, plural: str) -> None:
+    """Take a right away; open watches of the kind end, as each does after some minutes."""
+    world.fake.forbidden.add((verb, plural))
+    await cut(world, plural)
+
+
+async def cut(world: World, plural: str) -> None:
+    for watch in [w for w in world.fake.watches if w.seen.path.endswith(f"/{plural}")]:
+        watch.end()
+    await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("plural", ["pods", "secrets", "services", "endpointslices"])
+async def test_a_watch_that_is_refused_later_is_named_and_nothing_is_created(
+    world: World, fake: FakeApiServer, plural: str
+) -> None:
+    fake.rules = [rule("*", "*")]
+    await world.stop(await world.launch())
+    before, writes = world.left(), world.writes()
+    await take(world, "watch", plural)
+    for _ in range(2):
+        with pytest.raises(Forbidden, match=f"^Nothing was created: .* may not watch {plural}"):
+            await world.launch()
+    assert (world.left(), world.writes()) == (before, writes)
+    fake.forbidden.clear()
+    await world.stop(await world.launch())
+
+
+async def test_what_else_is_gone_with_a_watch_is_named_too(
+    world: World, fake: FakeApiServer
+) -> None:
+    fake.rules = [rule("*", "*")]
+    await world.stop(await world.launch())
+    fake.forbidden.add(("create", "secrets"))
+    await take(world, "watch", "pods")
+    with pytest.raises(Forbidden, match=r"watch pods in .* nor create secrets in") as error:
+        await world.launch()
+    assert str(error.value).startswith("Nothing was created: ")
+
+
+async def wide(world: World) -> dict[Identity, Record]:
+    """Servers in two namespaces, which one watch a kind follows, by a right that is then gone."""
+    world.fake.rules, world.fake.roles = [rule("*", "*")], {"server": WITHIN}
+    records = {identity: await launch(world, identity) for identity in (YOU, ME)}
+    assert {store.namespace for store in world.cluster.stores()} == {None}
+    world.fake.rules = EVERYWHERE
+    for plural in ("pods", "secrets", "services", "persistentvolumeclaims", "endpointslices"):
+        await cut(world, plural)
+    return records
+
+
+async def test_where_the_right_to_all_namespaces_goes_each_is_watched_by_itself(
+    world: World, fake: FakeApiServer
+) -> None:
+    records = await wide(world)
+    await world.stop(records[ME])
+    records[ME] = await launch(world)
+    pods = {s.namespace: s for s in world.cluster.stores() if s.kind.kind == "Pod"}
+    assert {*pods} == {space(ME)}
+    assert not pods[space(ME)].frozen
+    # The other server's next poll opens the watch that shows it.
+    assert await look(world, records[YOU]) is None
+    fake.remove("Pod", space(YOU), "s")
+    await asyncio.sleep(0.02)
+    assert await look(world, records[YOU]) == Missing("v1", "Pod", space(YOU), "s", "")
+    await world.stop(records[YOU])
+    assert not fake.find("Secret", space(YOU), "s")
+
+
+async def look(world: World, record: Record) -> object:
+    await liveness.watch(world.cluster, record)
+    return liveness.look(world.cluster, record, liveness.Limits())
+
+
+async def test_many_that_wait_for_a_watch_of_all_namespaces_fall_back_together(
+    world: World, fake: FakeApiServer
+) -> None:
+    records = await wide(world)
+    seen = await asyncio.gather(*(look(world, records[who]) for who in (ME, YOU) * 5))
+    assert seen == [None] * 10
+    stores = [(str(s.kind), s.namespace) for s in world.cluster.stores() if s.kind.namespaced]
+    assert len(stores) == len({*stores})
+    assert ("v1/Pod", None) not in stores
+
+
+async def test_without_any_right_a_watch_of_all_namespaces_is_named_where_it_is_needed(
+    world: World, fake: FakeApiServer
+) -> None:
+    records = await wide(world)
+    fake.roles = {"server": WITHIN[1:]}
+    with pytest.raises(Forbidden, match=f'cannot list .*"services".*"{space(ME)}"'):
+        await look(world, records[ME])
+
+
+async def test_a_quota_takes_nobodys_rights_away(world: World, fake: FakeApiServer) -> None:
+    fake.rules = [rule("*", "*")]
+    await world.stop(await world.launch())
+    quota = {"kind": "Status", "code": 403, "reason": "Forbidden",
+             "message": 'pods "s" is forbidden: exceeded quota: q, used: pods=1'}  # fmt: skip
+    fault = text(403, json.dumps(quota), "application/json")
+    fake.faults.append(replace(fault, method="PATCH", path="/pods/"))
+    reviews = fake.count("rulesreviews")
+    with pytest.raises(Forbidden, match="exceeded quota"):
+        await world.launch()
+    await world.stop(world.saved[-1])
+    await world.launch()
+    assert fake.count("rulesreviews") == reviews
