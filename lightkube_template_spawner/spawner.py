@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import anyio
 from jupyterhub.spawner import Spawner
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import object_session
 from traitlets import Integer, TraitError, default, validate
 
@@ -33,6 +34,11 @@ from lightkube_template_spawner.errors import (
     Unavailable,
 )
 from lightkube_template_spawner.hub import (
+    database,
+    names,
+    startup,
+)
+from lightkube_template_spawner.hub import (
     deletion as parting,
 )
 from lightkube_template_spawner.hub import (
@@ -43,10 +49,6 @@ from lightkube_template_spawner.hub import (
 )
 from lightkube_template_spawner.hub import (
     kubespawner as heritage,
-)
-from lightkube_template_spawner.hub import (
-    names,
-    startup,
 )
 from lightkube_template_spawner.hub.internal_ssl import Certificate
 from lightkube_template_spawner.hub.progress import ProgressLog
@@ -81,7 +83,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         self._progress_log: ProgressLog | None = None
         self._starting = False
         self._exit_code = 0  # of a server that died by itself, until its state is cleared
-        self._burial: asyncio.Task[None] | None = None
+        self._burial: asyncio.Task[int] | None = None
         self._notice: asyncio.Task[Any] | None = None
         self._vigil = Vigil(self)
         self._certificate: Certificate | None = None  # of the start that is under way
@@ -243,15 +245,16 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             return None
         try:
             over = await self._ended(record)
+            if self._record is not record:  # buried meanwhile by another poll, which knew the code
+                return await self.poll()
             if over is None:
                 return None
             if self._burial is None or self._burial.done():
                 self._burial = asyncio.create_task(self._bury(record, over))
-            await asyncio.shield(self._burial)
+            return await asyncio.shield(self._burial)
         except Exception as error:  # noqa: BLE001 - the hub would take the server for stopped
             self._warn("cannot be polled", error)
             return None
-        return over.code
 
     async def _ended(self, record: Record) -> Ended | None:
         """How the server ended; None while it runs, or when no answer comes in time."""
@@ -531,8 +534,12 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._cluster(), self.log, grace=grace, force_lost=self.force_delete_lost_pods
         )
 
-    async def _bury(self, record: Record, over: Ended) -> None:
-        """Remove what a server that died by itself leaves; the hub calls no ``stop`` for it."""
+    async def _bury(self, record: Record, over: Ended) -> int:
+        """Remove what a server that died by itself leaves; the hub calls no ``stop`` for it.
+
+        Gives its exit code to all who poll meanwhile: once its pod is removed, they see no more of
+        it than that it was deleted.
+        """
         reason = self._masked(over.reason)
         self.log.warning("%s ended: %s", self._log_name, reason)
         rest = record.stopped()
@@ -546,6 +553,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._save(replace(rest, note=f"ended: {reason}" if over.code else ""))
             if over.code:
                 self._tell_hub(f"Your server ended: {reason}")
+        return over.code
 
     def _tell_hub(self, message: str) -> None:
         """Let the user's next page say it: the hub shows there why the last spawn failed."""
@@ -560,7 +568,10 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         what = self._masked(what)
         self.log.warning("%s %s", self._log_name, what)
         if self._record is not None:
-            self._save(replace(self._record, note=what))
+            try:
+                self._save(replace(self._record, note=what))
+            except SQLAlchemyError as error:  # the watch, which told it, goes on
+                self._warn("has a note that was not saved", error)
 
     async def _move(self, url: str) -> bool:
         """Follow the server to its new address, in the database and in the proxy."""
@@ -593,7 +604,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         self.orm_spawner.state = self.get_state()
         session = object_session(self.orm_spawner)
         if session is not None:
-            session.commit()
+            database.commit(session)
 
     def _warn(self, what: str, error: Exception) -> None:
         expected = isinstance(error, SpawnerError | OSError)

@@ -20,6 +20,7 @@ from sqlalchemy import Text, literal_column, select
 
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import SpawnerError
+from lightkube_template_spawner.hub import database
 from lightkube_template_spawner.hub.settings import Settings
 from lightkube_template_spawner.lifecycle.orphans import Known, Server
 from lightkube_template_spawner.lifecycle.record import Record
@@ -92,7 +93,7 @@ async def finish_stops(app: Any) -> None:
             app.log.warning("Finishing the stop of %s", spawner._log_name)
             await spawner.stop()
             spawner.orm_spawner.state = spawner.get_state()
-            app.db.commit()
+            database.commit(app.db)
         except SpawnerError as error:
             app.log.warning("%s was not removed: %s", spawner._log_name, error)
         finally:
