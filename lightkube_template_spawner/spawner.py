@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from jupyterhub.spawner import Spawner
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import object_session
 from traitlets import Integer, TraitError, default, validate
+from traitlets.config import Config
 
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.reflector import Meta
@@ -34,6 +34,7 @@ from lightkube_template_spawner.errors import (
     Unavailable,
 )
 from lightkube_template_spawner.hub import (
+    check,
     database,
     names,
     startup,
@@ -90,20 +91,23 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         self._mask = Mask({})
         try:
             super().__init__(**kwargs)
+            heritage.inherit(self)
         except TraitError as error:
-            # The hub's error page shows this; the value, which may be secret, is for its log.
-            vars(error)["jupyterhub_message"] = self._unusable(str(error))
-            raise
-        heritage.inherit(self)
+            raise self._unusable(error, kwargs.get("config") or Config()) from None
         startup.when_hub_has_started(LightkubeTemplateSpawner)
 
     @classmethod
-    def _unusable(cls, error: str) -> str:
-        """Which setting keeps every server of the hub from being looked at."""
-        words = re.findall(r"\w+", error)
-        named = sorted(set(words) & set(cls.class_trait_names(config=True)), key=words.index)
-        what = f"the setting {named[0]!r}" if named else "a setting"
-        return f"{what} of {cls.__name__} cannot be used: the hub's log says why"
+    def _unusable(cls, error: TraitError, config: Config) -> TraitError:
+        """The error, with the setting that keeps every server of the hub from being looked at.
+
+        The hub's error page shows its name; the value, which may be secret, is for the log.
+        """
+        wrong = dict(check.unusable(cls, config))
+        what = f"the setting {next(iter(wrong))!r}" if wrong else "a setting"
+        named = TraitError("; ".join(wrong.values()) or str(error))
+        message = f"{what} of {cls.__name__} cannot be used: the hub's log says why"
+        vars(named)["jupyterhub_message"] = message
+        return named
 
     @default("env_keep")
     def _default_env_keep(self) -> list[str]:
