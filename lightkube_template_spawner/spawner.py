@@ -30,7 +30,6 @@ from lightkube_template_spawner.errors import (
     RemovalIncomplete,
     SpawnerError,
     StartTimeout,
-    TemplateError,
     Unavailable,
 )
 from lightkube_template_spawner.hub import (
@@ -51,6 +50,7 @@ from lightkube_template_spawner.hub import (
 from lightkube_template_spawner.hub import (
     kubespawner as heritage,
 )
+from lightkube_template_spawner.hub import values as template_values
 from lightkube_template_spawner.hub.internal_ssl import Certificate
 from lightkube_template_spawner.hub.progress import ProgressLog
 from lightkube_template_spawner.hub.settings import Settings, default_chart
@@ -63,7 +63,7 @@ from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import Identity, Policy
 from lightkube_template_spawner.objects.plan import Rules
 from lightkube_template_spawner.objects.status import Ended
-from lightkube_template_spawner.templates import renderer, values
+from lightkube_template_spawner.templates import renderer
 from lightkube_template_spawner.templates.redaction import Mask, masked_log
 
 _POLL_PATIENCE = 2.0  # seconds that a poll waits for a first list: the hub's start waits for polls
@@ -449,55 +449,19 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             timeout=self.render_timeout,
             strict=self.strict_values,
         )
+        values, self._mask = await template_values.build(
+            self,
+            identity,
+            former_pvc=self._former_pvc,
+            internal_ssl=self._certificate.values if self._certificate else {},
+        )
         rendered = await engine.render(
-            await self._values(identity),
+            values,
             release=identity.user_server_slug,
             namespace=self.namespace,
             trusted=self.trusted_values,
         )
         return rendered.objects
-
-    async def _values(self, identity: Identity) -> dict[str, Any]:
-        extra = self.extra_vars(self) if callable(self.extra_vars) else self.extra_vars
-        if inspect.isawaitable(extra):
-            extra = await extra
-        if extra is not None and not isinstance(extra, Mapping):
-            raise TemplateError(
-                f"the trait `extra_vars` gave a {type(extra).__name__}, not a dictionary"
-            )
-        ours = {
-            "cmd": list(self.cmd or []),
-            "args": list(self.get_args()),
-            "default_url": self.default_url,
-            "notebook_dir": self.notebook_dir,
-            "mem_limit": self.mem_limit,
-            "mem_guarantee": self.mem_guarantee,
-            "cpu_limit": self.cpu_limit,
-            "cpu_guarantee": self.cpu_guarantee,
-            "user_options": self.user_options,
-            "groups": sorted(group.name for group in self.user.groups),
-            "admin": bool(self.user.admin),
-            "profile": {},
-            "hub": {"api_url": self.hub.api_url, "base_url": self.hub.base_url},
-            "labels": dict(identity.server_labels),
-            "annotations": {},
-            "former_pvc_name": self._former_pvc,
-            "kubespawner": heritage.plain(self.config),
-            "internal_ssl": self._certificate.values if self._certificate else {},
-        }
-        built = values.build(
-            identity,
-            unescaped_username=str(self.user.name),
-            unescaped_servername=str(self.name),
-            namespace=self.namespace,
-            ip=self.ip,
-            port=self.port,
-            env=self.get_env(),
-            ours=ours,
-            extra=extra or {},
-        )
-        self._mask = Mask(built)
-        return built
 
     async def _purge(self) -> None:
         identity = self.identity
@@ -631,13 +595,13 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             yield
         except SpawnerError as error:
             explained = self._explained(error)
-            masked = vars(explained)["jupyterhub_message"] != str(error)
+            masked = self._masked(str(error)) != str(error)
             raise explained from (None if masked else error)  # the hub logs tracebacks
 
     def _explained(self, error: SpawnerError) -> Exception:
         """The hub's exception for one of ours: shown to the user, not counted as a hub fault."""
         reason = huberrors.reason(error, failures.Rules(self.failure_rules))
-        message = self._masked(str(error))
+        message = huberrors.mended(self._masked(str(error)))
         self.log.error("Starting %s failed (%s): %s", self._log_name, reason, message)
         silent = isinstance(error, Unavailable) or reason == StartTimeout.SILENT
         return huberrors.make(message, reason, 503 if silent else 400)

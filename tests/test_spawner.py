@@ -1337,6 +1337,47 @@ async def test_extra_vars_that_are_none(hub: FakeHub, fake: FakeApiServer) -> No
     assert hub.left() == set()
 
 
+async def test_extra_vars_that_fail_are_named(
+    hub: FakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The traceback, which may hold anything, is for the log."""
+    hub.config.LightkubeTemplateSpawner.extra_vars = lambda spawner: {}["sesame"]
+    with pytest.raises(hub_spawner.SpawnException, match="`extra_vars` raised KeyError") as caught:
+        await hub.start(hub.user())
+    assert "sesame" not in str(caught.value)
+    assert "KeyError: 'sesame'" in caplog.text
+
+
+async def test_extra_vars_may_refuse_a_start(hub: FakeHub) -> None:
+    def closed(spawner: Any) -> dict[str, Any]:
+        raise web.HTTPError(409, "closed on Sundays")
+
+    hub.config.LightkubeTemplateSpawner.extra_vars = closed
+    with pytest.raises(web.HTTPError, match="closed on Sundays"):
+        await hub.start(hub.user())
+
+
+async def test_extra_vars_take_sizes_as_the_traits_do(hub: FakeHub, fake: FakeApiServer) -> None:
+    hub.config.LightkubeTemplateSpawner.extra_vars = {"mem_limit": "256M", "mem_guarantee": 7}
+    await hub.start(hub.user())
+    values = rendered(fake)
+    assert (values["mem_limit"], values["mem_guarantee"]) == (256 << 20, 7)
+    hub.config.LightkubeTemplateSpawner.extra_vars = {"mem_limit": "2GB"}
+    refused = "`mem_limit` of the trait `extra_vars`: 2GB is not a valid"
+    with pytest.raises(hub_spawner.SpawnException, match=refused):
+        await hub.start(hub.user("bob"))
+
+
+async def test_an_absent_namespace_comes_with_the_command_that_makes_it(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    absent = {"message": 'namespaces "hub" not found', "code": 404}
+    refusal = text(404, json.dumps(absent), "application/json")
+    fake.faults.append(replace(refusal, method="PATCH", times=9))
+    with pytest.raises(hub_spawner.SpawnException, match="kubectl create namespace hub"):
+        await hub.start(hub.user())
+
+
 async def test_the_values(hub: FakeHub, fake: FakeApiServer) -> None:
     hub.config.LightkubeTemplateSpawner.update({
         "mem_limit": "2G", "mem_guarantee": "1G", "cpu_limit": 1.5, "cpu_guarantee": 0.5,
