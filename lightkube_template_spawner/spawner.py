@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +15,10 @@ from urllib.parse import urlsplit
 
 import anyio
 from jupyterhub.spawner import Spawner
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import object_session
 from traitlets import Integer, TraitError, default, validate
+from traitlets.config import Config
 
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.live import Meta
@@ -29,8 +30,13 @@ from lightkube_template_spawner.errors import (
     RemovalIncomplete,
     SpawnerError,
     StartTimeout,
-    TemplateError,
     Unavailable,
+)
+from lightkube_template_spawner.hub import (
+    check,
+    database,
+    names,
+    startup,
 )
 from lightkube_template_spawner.hub import (
     deletion as parting,
@@ -44,10 +50,7 @@ from lightkube_template_spawner.hub import (
 from lightkube_template_spawner.hub import (
     kubespawner as heritage,
 )
-from lightkube_template_spawner.hub import (
-    names,
-    startup,
-)
+from lightkube_template_spawner.hub import values as template_values
 from lightkube_template_spawner.hub.internal_ssl import Certificate
 from lightkube_template_spawner.hub.progress import ProgressLog
 from lightkube_template_spawner.hub.settings import Settings, default_chart
@@ -60,7 +63,7 @@ from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import Identity, Policy
 from lightkube_template_spawner.objects.plan import Rules
 from lightkube_template_spawner.objects.status import Ended
-from lightkube_template_spawner.templates import renderer, values
+from lightkube_template_spawner.templates import renderer
 from lightkube_template_spawner.templates.redaction import Mask, masked_log
 
 _POLL_PATIENCE = 2.0  # seconds that a poll waits for a first list: the hub's start waits for polls
@@ -81,27 +84,30 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         self._progress_log: ProgressLog | None = None
         self._starting = False
         self._exit_code = 0  # of a server that died by itself, until its state is cleared
-        self._burial: asyncio.Task[None] | None = None
+        self._burial: asyncio.Task[int] | None = None
         self._notice: asyncio.Task[Any] | None = None
         self._vigil = Vigil(self)
         self._certificate: Certificate | None = None  # of the start that is under way
         self._mask = Mask({})
         try:
             super().__init__(**kwargs)
+            heritage.inherit(self)
         except TraitError as error:
-            # The hub's error page shows this; the value, which may be secret, is for its log.
-            vars(error)["jupyterhub_message"] = self._unusable(str(error))
-            raise
-        heritage.inherit(self)
+            raise self._unusable(error, kwargs.get("config") or Config()) from None
         startup.when_hub_has_started(LightkubeTemplateSpawner)
 
     @classmethod
-    def _unusable(cls, error: str) -> str:
-        """Which setting keeps every server of the hub from being looked at."""
-        words = re.findall(r"\w+", error)
-        named = sorted(set(words) & set(cls.class_trait_names(config=True)), key=words.index)
-        what = f"the setting {named[0]!r}" if named else "a setting"
-        return f"{what} of {cls.__name__} cannot be used: the hub's log says why"
+    def _unusable(cls, error: TraitError, config: Config) -> TraitError:
+        """The error, with the setting that keeps every server of the hub from being looked at.
+
+        The hub's error page shows its name; the value, which may be secret, is for the log.
+        """
+        wrong = dict(check.unusable(cls, config))
+        what = f"the setting {next(iter(wrong))!r}" if wrong else "a setting"
+        named = TraitError("; ".join(wrong.values()) or str(error))
+        message = f"{what} of {cls.__name__} cannot be used: the hub's log says why"
+        vars(named)["jupyterhub_message"] = message
+        return named
 
     @default("env_keep")
     def _default_env_keep(self) -> list[str]:
@@ -243,15 +249,16 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             return None
         try:
             over = await self._ended(record)
+            if self._record is not record:  # buried meanwhile by another poll, which knew the code
+                return await self.poll()
             if over is None:
                 return None
             if self._burial is None or self._burial.done():
                 self._burial = asyncio.create_task(self._bury(record, over))
-            await asyncio.shield(self._burial)
+            return await asyncio.shield(self._burial)
         except Exception as error:  # noqa: BLE001 - the hub would take the server for stopped
             self._warn("cannot be polled", error)
             return None
-        return over.code
 
     async def _ended(self, record: Record) -> Ended | None:
         """How the server ended; None while it runs, or when no answer comes in time."""
@@ -442,55 +449,19 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             timeout=self.render_timeout,
             strict=self.strict_values,
         )
+        values, self._mask = await template_values.build(
+            self,
+            identity,
+            former_pvc=self._former_pvc,
+            internal_ssl=self._certificate.values if self._certificate else {},
+        )
         rendered = await engine.render(
-            await self._values(identity),
+            values,
             release=identity.user_server_slug,
             namespace=self.namespace,
             trusted=self.trusted_values,
         )
         return rendered.objects
-
-    async def _values(self, identity: Identity) -> dict[str, Any]:
-        extra = self.extra_vars(self) if callable(self.extra_vars) else self.extra_vars
-        if inspect.isawaitable(extra):
-            extra = await extra
-        if extra is not None and not isinstance(extra, Mapping):
-            raise TemplateError(
-                f"the trait `extra_vars` gave a {type(extra).__name__}, not a dictionary"
-            )
-        ours = {
-            "cmd": list(self.cmd or []),
-            "args": list(self.get_args()),
-            "default_url": self.default_url,
-            "notebook_dir": self.notebook_dir,
-            "mem_limit": self.mem_limit,
-            "mem_guarantee": self.mem_guarantee,
-            "cpu_limit": self.cpu_limit,
-            "cpu_guarantee": self.cpu_guarantee,
-            "user_options": self.user_options,
-            "groups": sorted(group.name for group in self.user.groups),
-            "admin": bool(self.user.admin),
-            "profile": {},
-            "hub": {"api_url": self.hub.api_url, "base_url": self.hub.base_url},
-            "labels": dict(identity.server_labels),
-            "annotations": {},
-            "former_pvc_name": self._former_pvc,
-            "kubespawner": heritage.plain(self.config),
-            "internal_ssl": self._certificate.values if self._certificate else {},
-        }
-        built = values.build(
-            identity,
-            unescaped_username=str(self.user.name),
-            unescaped_servername=str(self.name),
-            namespace=self.namespace,
-            ip=self.ip,
-            port=self.port,
-            env=self.get_env(),
-            ours=ours,
-            extra=extra or {},
-        )
-        self._mask = Mask(built)
-        return built
 
     async def _purge(self) -> None:
         identity = self.identity
@@ -531,8 +502,12 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._cluster(), self.log, grace=grace, force_lost=self.force_delete_lost_pods
         )
 
-    async def _bury(self, record: Record, over: Ended) -> None:
-        """Remove what a server that died by itself leaves; the hub calls no ``stop`` for it."""
+    async def _bury(self, record: Record, over: Ended) -> int:
+        """Remove what a server that died by itself leaves; the hub calls no ``stop`` for it.
+
+        Gives its exit code to all who poll meanwhile: once its pod is removed, they see no more of
+        it than that it was deleted.
+        """
         reason = self._masked(over.reason)
         self.log.warning("%s ended: %s", self._log_name, reason)
         rest = record.stopped()
@@ -546,6 +521,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._save(replace(rest, note=f"ended: {reason}" if over.code else ""))
             if over.code:
                 self._tell_hub(f"Your server ended: {reason}")
+        return over.code
 
     def _tell_hub(self, message: str) -> None:
         """Let the user's next page say it: the hub shows there why the last spawn failed."""
@@ -560,7 +536,10 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         what = self._masked(what)
         self.log.warning("%s %s", self._log_name, what)
         if self._record is not None:
-            self._save(replace(self._record, note=what))
+            try:
+                self._save(replace(self._record, note=what))
+            except SQLAlchemyError as error:  # the watch, which told it, goes on
+                self._warn("has a note that was not saved", error)
 
     async def _move(self, url: str) -> bool:
         """Follow the server to its new address, in the database and in the proxy."""
@@ -593,7 +572,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         self.orm_spawner.state = self.get_state()
         session = object_session(self.orm_spawner)
         if session is not None:
-            session.commit()
+            database.commit(session)
 
     def _warn(self, what: str, error: Exception) -> None:
         expected = isinstance(error, SpawnerError | OSError)
@@ -616,13 +595,13 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             yield
         except SpawnerError as error:
             explained = self._explained(error)
-            masked = vars(explained)["jupyterhub_message"] != str(error)
+            masked = self._masked(str(error)) != str(error)
             raise explained from (None if masked else error)  # the hub logs tracebacks
 
     def _explained(self, error: SpawnerError) -> Exception:
         """The hub's exception for one of ours: shown to the user, not counted as a hub fault."""
         reason = huberrors.reason(error, failures.Rules(self.failure_rules))
-        message = self._masked(str(error))
+        message = huberrors.mended(self._masked(str(error)))
         self.log.error("Starting %s failed (%s): %s", self._log_name, reason, message)
         silent = isinstance(error, Unavailable) or reason == StartTimeout.SILENT
         return huberrors.make(message, reason, 503 if silent else 400)

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import sqlalchemy
 from jupyterhub import orm
 from jupyterhub import spawner as hub_spawner
 from jupyterhub.user import User
@@ -754,6 +755,61 @@ async def test_a_poll_gives_the_exit_code(hub: FakeHub, fake: FakeApiServer) -> 
     assert await spawner.poll() == 0
 
 
+async def test_a_restart_that_cannot_be_noted_leaves_the_hub_its_session(
+    hub: FakeHub, fake: FakeApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    user = hub.user()
+    spawner = await hub.spawn(user)
+    refuse = "BEFORE UPDATE ON spawners BEGIN SELECT RAISE(ABORT, 'disk I/O error'); END"
+    hub.db.execute(sqlalchemy.text(f"CREATE TRIGGER refuse {refuse}"))
+    hub.db.commit()
+    over = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+    container = {"name": "main", "state": {"running": {}}, "restartCount": 1, "lastState": over}
+    now(fake, containerStatuses=[container])
+    await until(lambda: "has a note that was not saved" in caplog.text)
+    hub.db.execute(sqlalchemy.text("DROP TRIGGER refuse"))
+    hub.db.commit()
+    user.orm_user.admin = True  # the hub's next request
+    hub.db.commit()
+    assert await spawner.poll() is None
+    now(fake, podIP="10.1.2.3")  # the watch goes on
+    await until(lambda: saved(hub)[STATE]["url"] == f"http://10.1.2.3:{hub.port}")
+    assert "OOMKilled" in saved(hub)[STATE]["note"]
+
+
+async def test_all_polls_give_the_exit_code_of_one_death(hub: FakeHub, fake: FakeApiServer) -> None:
+    """The pod is gone, the rest is being removed: another poll sees the pod deleted."""
+    spawner = await hub.start(hub.user())
+    spawner._check_pending = True  # the watch keeps out of it
+    hanging = Fault(method="DELETE", path="/secrets", times=1)
+    fake.faults.append(hanging)
+    die(fake)
+    await seen_dead(hub, spawner)
+    first = asyncio.create_task(spawner.poll())
+    await until(lambda: hanging.met)
+    await until(lambda: hub.cluster.known("v1/Pod", "hub", SLUG) is None)
+    second = asyncio.create_task(spawner.poll())
+    assert list(await asyncio.gather(first, second)) == [137, 137]
+
+
+async def test_a_poll_that_is_overtaken_by_a_burial_gives_its_exit_code(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    """It asks the API server for a pod that is not in the store, and meanwhile all is removed."""
+    spawner = await hub.start(hub.user())
+    spawner._check_pending = True  # the watch keeps out of it
+    die(fake)
+    await seen_dead(hub, spawner)
+    fake.delay = 0.1  # for the removal to be under way when the second one asks
+    first = asyncio.create_task(spawner.poll())
+    await until(lambda: hub.cluster.known("v1/Pod", "hub", SLUG) is None)
+    asked = Fault(method="GET", path=f"/pods/{SLUG}", times=1)
+    fake.faults.append(asked)
+    second = asyncio.create_task(spawner.poll())
+    await until(lambda: asked.met)
+    assert list(await asyncio.gather(first, second)) == [137, 137]
+
+
 async def test_a_deleted_pod_is_noticed(hub: FakeHub, fake: FakeApiServer) -> None:
     spawner = await hub.spawn(hub.user())
     fake.remove("Pod", "hub", SLUG)
@@ -1286,6 +1342,47 @@ async def test_extra_vars_that_are_none(hub: FakeHub, fake: FakeApiServer) -> No
     with pytest.raises(hub_spawner.SpawnException, match="`extra_vars` gave a list"):
         await hub.start(hub.user())
     assert hub.left() == set()
+
+
+async def test_extra_vars_that_fail_are_named(
+    hub: FakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The traceback, which may hold anything, is for the log."""
+    hub.config.LightkubeTemplateSpawner.extra_vars = lambda spawner: {}["sesame"]
+    with pytest.raises(hub_spawner.SpawnException, match="`extra_vars` raised KeyError") as caught:
+        await hub.start(hub.user())
+    assert "sesame" not in str(caught.value)
+    assert "KeyError: 'sesame'" in caplog.text
+
+
+async def test_extra_vars_may_refuse_a_start(hub: FakeHub) -> None:
+    def closed(spawner: Any) -> dict[str, Any]:
+        raise web.HTTPError(409, "closed on Sundays")
+
+    hub.config.LightkubeTemplateSpawner.extra_vars = closed
+    with pytest.raises(web.HTTPError, match="closed on Sundays"):
+        await hub.start(hub.user())
+
+
+async def test_extra_vars_take_sizes_as_the_traits_do(hub: FakeHub, fake: FakeApiServer) -> None:
+    hub.config.LightkubeTemplateSpawner.extra_vars = {"mem_limit": "256M", "mem_guarantee": 7}
+    await hub.start(hub.user())
+    values = rendered(fake)
+    assert (values["mem_limit"], values["mem_guarantee"]) == (256 << 20, 7)
+    hub.config.LightkubeTemplateSpawner.extra_vars = {"mem_limit": "2GB"}
+    refused = "`mem_limit` of the trait `extra_vars`: 2GB is not a valid"
+    with pytest.raises(hub_spawner.SpawnException, match=refused):
+        await hub.start(hub.user("bob"))
+
+
+async def test_an_absent_namespace_comes_with_the_command_that_makes_it(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    absent = {"message": 'namespaces "hub" not found', "code": 404}
+    refusal = text(404, json.dumps(absent), "application/json")
+    fake.faults.append(replace(refusal, method="PATCH", times=9))
+    with pytest.raises(hub_spawner.SpawnException, match="kubectl create namespace hub"):
+        await hub.start(hub.user())
 
 
 async def test_the_values(hub: FakeHub, fake: FakeApiServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from jupyterhub import spawner as hub_spawner
@@ -17,6 +18,7 @@ from lightkube_template_spawner.errors import (
 )
 from lightkube_template_spawner.lifecycle.failures import Rules
 
+_NO_NAMESPACE = re.compile(r'namespaces "([^"]+)" not found')
 _REASONS: Mapping[type[SpawnerError], str] = {
     ConfigurationError: "template",
     NotOurs: "ownership",
@@ -30,6 +32,17 @@ def reason(error: SpawnerError, rules: Rules) -> str:
     if isinstance(error, ClusterError):
         return rules.refused(str(error))
     return next((word for kind, word in _REASONS.items() if isinstance(error, kind)), "cluster")
+
+
+def mended(message: str) -> str:
+    """With the way out, where the API server only says what is missing."""
+    absent = _NO_NAMESPACE.search(message)
+    if absent is None:
+        return message
+    return (
+        f"{message}: create it with `kubectl create namespace {absent[1]}`, or set the trait "
+        "`namespace` to another"
+    )
 
 
 def make(message: str, reason: str, status: int) -> web.HTTPError:

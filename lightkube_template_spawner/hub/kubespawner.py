@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -22,21 +24,35 @@ _INHERITED = (
     "progress_ready_hook",
     "start_timeout",
 )
+# A template that walks through the section, or writes all of it.
+_WHOLE = re.compile(r"(with|range|toYaml|toJson)\b[^}]*\bkubespawner\W*[|}]")
 
 
 def inherit(spawner: Any) -> None:
-    """Take shared settings from ``c.KubeSpawner`` where our own sections leave them out."""
-    theirs = spawner.config.get("KubeSpawner", {})
-    own = [spawner.config.get(cls.__name__, {}) for cls in type(spawner).__mro__]
-    for name in _INHERITED:
-        if name in theirs and not any(name in section for section in own):
-            value = theirs[name]
-            if isinstance(value, LazyConfigValue):  # c.KubeSpawner.environment.update(...)
-                value = value.get_value(getattr(spawner, name))
-            elif isinstance(value, DeferredConfig):  # --KubeSpawner.cpu_limit=1
-                value = value.get_value(spawner.traits()[name])
-            # Hooks and group overrides write to dictionaries: each spawner has its own.
-            setattr(spawner, name, deepcopy(value))
+    """Take shared settings from ``c.KubeSpawner`` where our own sections leave them out.
+
+    Raises:
+        TraitError: one of them has a value that the trait refuses.
+    """
+    for name, value in inherited(type(spawner), spawner.config).items():
+        # Hooks and group overrides write to dictionaries: each spawner has its own.
+        setattr(spawner, name, deepcopy(resolved(spawner, name, value)))
+
+
+def inherited(spawner_class: type[Any], config: Config) -> dict[str, Any]:
+    """Those settings, as the configuration has them."""
+    theirs = config.get("KubeSpawner", {})
+    own = _own(spawner_class, config)
+    return {name: theirs[name] for name in _INHERITED if name in theirs and name not in own}
+
+
+def resolved(spawner: Any, name: str, value: Any) -> Any:
+    """The value of a trait, however the configuration file or the command line gave it."""
+    if isinstance(value, LazyConfigValue):  # c.KubeSpawner.environment.update(...)
+        return value.get_value(getattr(spawner, name))
+    if isinstance(value, DeferredConfig):  # --KubeSpawner.cpu_limit=1
+        return value.get_value(spawner.traits()[name])
+    return value
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -48,3 +64,47 @@ def plain(config: Config) -> dict[str, Any]:
         except (TypeError, ValueError):
             continue
     return found
+
+
+def unread(spawner_class: type[Any], config: Config, chart: Mapping[str, bytes]) -> list[str]:
+    """One line that names every setting of ``c.KubeSpawner`` without effect, with the mend.
+
+    ``chart`` has the template's files: what they name of ``.Values.kubespawner`` has an effect.
+    """
+    idle = set(config.get("KubeSpawner", {})) - set(_INHERITED) - _own(spawner_class, config)
+    values = plain(config)
+    named = _named(idle & values.keys(), chart)
+    ours = idle & set(spawner_class.class_trait_names(config=True)) - named
+    rest = idle - named - ours
+    data, code = sorted(rest & values.keys()), sorted(rest - values.keys())
+    parts = []
+    if ours:
+        parts.append(f"{_list(ours)} (set as c.{spawner_class.__name__}.{min(ours)})")
+    if data:
+        parts.append(
+            f"{_list(data)} (a chart can read them, as `.Values.kubespawner.{data[0]}`; this one "
+            "does not)"
+        )
+    if code:
+        parts.append(f"{_list(code)} (no plain values, so that no chart can read them)")
+    if not parts:
+        return []
+    return [f"these settings of c.KubeSpawner have no effect with this spawner: {'; '.join(parts)}"]
+
+
+def _own(spawner_class: type[Any], config: Config) -> set[str]:
+    """What is set in the sections of the spawner's own classes."""
+    return {name for cls in spawner_class.__mro__ for name in config.get(cls.__name__, {})}
+
+
+def _named(names: set[str], chart: Mapping[str, bytes]) -> set[str]:
+    text = "\n".join(
+        data.decode(errors="replace") for path, data in chart.items() if "templates/" in path
+    )
+    if _WHOLE.search(text):
+        return names
+    return {name for name in names if re.search(rf"\bkubespawner\W{{1,4}}{name}\b", text)}
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

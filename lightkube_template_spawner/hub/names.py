@@ -16,6 +16,7 @@ from sqlalchemy import Text, literal_column, select
 from sqlalchemy.orm import object_session
 
 from lightkube_template_spawner.cluster.live import Meta
+from lightkube_template_spawner.hub import database
 from lightkube_template_spawner.lifecycle.record import STATE, Record
 from lightkube_template_spawner.objects.identity import USERID, Identity
 
@@ -72,7 +73,7 @@ def pin(spawner: Any, identity: Identity, namespace: str) -> None:
     entry.state = {**(entry.state or {}), STATE: record.to_state()}
     session = object_session(entry)
     if session is not None:
-        session.commit()
+        database.commit(session)
     if "" in spawner.user.spawners:
         spawner.user.spawners[""].load_state(entry.state)
 

@@ -285,6 +285,17 @@ class Settings(Configurable):
         """,
     )
 
+    check_at_hub_start = Bool(
+        True,
+        config=True,
+        help="""
+        When the hub has started, look once, in the background, whether its settings can work: the
+        values of traits, the template, the connection to the API server, the namespaces that the
+        settings name, the rights that every start needs, and which settings of `c.KubeSpawner` have
+        no effect. Each finding is one line in the log. Nothing is created or changed.
+        """,
+    )
+
     crash_loop_restarts = Integer(
         3,
         min=0,

@@ -1,6 +1,7 @@
 """What is done once when the hub that uses the spawner has started.
 
-Stops that the former hub did not finish are finished, and orphans go to the log.
+What cannot work goes to the log, stops that the former hub did not finish are finished, and orphans
+go to the log.
 
 JupyterHub has no hook for this, and at its start it makes spawners only for servers that run. But
 it looks the spawner's class up inside its event loop when it reads its configuration, and that is
@@ -13,13 +14,17 @@ import asyncio
 import json
 import logging
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from jupyterhub import orm
 from sqlalchemy import Text, literal_column, select
+from traitlets import TraitError
 
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import SpawnerError
+from lightkube_template_spawner.hub import database
+from lightkube_template_spawner.hub.check import problems
 from lightkube_template_spawner.hub.settings import Settings
 from lightkube_template_spawner.lifecycle.orphans import Known, Server
 from lightkube_template_spawner.lifecycle.record import Record
@@ -48,24 +53,42 @@ def when_hub_has_started(spawner_class: type[Settings]) -> None:
         if app.http_server is None:
             loop.call_later(_PATIENCE, check)
         elif issubclass(app.spawner_class, spawner_class):
-            task = loop.create_task(_begin(app))
-            _running.add(task)
-            task.add_done_callback(_running.discard)
+            for part, failed in _PARTS.items():
+                task = loop.create_task(_guarded(app, part, failed))
+                _running.add(task)
+                task.add_done_callback(_running.discard)
 
     loop.call_later(_PATIENCE, check)
 
 
-async def _begin(app: Any) -> None:
+async def _guarded(app: Any, part: Callable[[Any], Awaitable[None]], failed: str) -> None:
+    """The hub goes on without what fails here."""
     try:
-        await finish_stops(app)
-        settings: Settings = app.spawner_class(config=app.config)  # for its traits only
-        if settings.report_orphans:
-            await report(settings, app.db, app.log)
-    except Exception as error:  # the hub goes on without it
-        expected = isinstance(error, SpawnerError | OSError)
-        app.log.warning(
-            "What a former hub left was not looked for: %s", error, exc_info=not expected
-        )
+        await part(app)
+    except Exception as error:
+        expected = isinstance(error, SpawnerError | TraitError | OSError)
+        app.log.warning("%s: %s", failed, error, exc_info=not expected)
+
+
+async def _tidy(app: Any) -> None:
+    settings: Settings = app.spawner_class(config=app.config)  # for its traits only
+    await finish_stops(app)
+    if settings.report_orphans:
+        await report(settings, app.db, app.log)
+
+
+async def check(app: Any) -> None:
+    """Log each thing that keeps servers from starting, or that has no effect."""
+    section = app.config.get(app.spawner_class.__name__, {})
+    if section.get("check_at_hub_start", True):
+        for line in await problems(app.spawner_class, app.config, app.log):
+            app.log.error("%s: %s", app.spawner_class.__name__, line)
+
+
+_PARTS = {
+    check: "Whether the spawner's settings can work was not looked at",
+    _tidy: "What a former hub left was not looked for",
+}
 
 
 async def finish_stops(app: Any) -> None:
@@ -92,7 +115,7 @@ async def finish_stops(app: Any) -> None:
             app.log.warning("Finishing the stop of %s", spawner._log_name)
             await spawner.stop()
             spawner.orm_spawner.state = spawner.get_state()
-            app.db.commit()
+            database.commit(app.db)
         except SpawnerError as error:
             app.log.warning("%s was not removed: %s", spawner._log_name, error)
         finally:

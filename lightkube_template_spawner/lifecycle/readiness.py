@@ -23,7 +23,8 @@ from lightkube_template_spawner.objects import references, status
 T = TypeVar("T")
 Tell = Callable[[str, int], None]  # a sentence for the user, and the progress in per cent
 
-_NO_NOTICE = 10.0  # seconds after which a pod that nobody looks at has its references looked up
+# Seconds after which a pod that nobody looks at is worth a word, and has its references looked up.
+_NO_NOTICE = 10.0
 _LOOK_UP = 10.0  # seconds that this may take
 _BLIND = 1.0  # seconds until a trouble is judged again that could not be
 # What keeps the scheduler from so much as looking at a pod, and the versions that serve it. All
@@ -57,10 +58,10 @@ class Waiting:
         self._missing: dict[str, list[Symptom]] = {}  # by the UID of the pod that was looked up
 
     def update(self, what: str) -> None:
-        """Say what is waited for, when it changes."""
+        """Say what is waited for, when it changes to what was not said before."""
         if what != self.what:
             self.what = what
-            self._tell(f"Waiting for {what}", 30)
+            self._tell_once(f"Waiting for {what}")
 
     def late(self, timeout: float, said: str = "") -> StartTimeout:
         """What was waited for, what is wrong, and what kept the hub from seeing it."""
@@ -157,22 +158,26 @@ class Waiting:
                 if self._is_blind():
                     return _BLIND  # it may be over by now
                 raise StartFailed(str(trouble.symptom), reason=trouble.rule.reason)
+            unnoticed = trouble.symptom.words.startswith(failures.UNNOTICED)
+            worth = trouble.since + (_NO_NOTICE if unnoticed else 0.0)
+            if worth > now:  # every pod begins like this
+                wake = min(wake, worth)
+                continue
             self._say(trouble)
-            if trouble.symptom.words.startswith(failures.UNNOTICED):
-                look_up = trouble.since + _NO_NOTICE
-                if look_up > now:
-                    wake = min(wake, look_up)
-                elif await self._look_up():
-                    return 0.0
+            if unnoticed and await self._look_up():
+                return 0.0
         return wake - now
 
     def _say(self, trouble: Trouble) -> None:
         symptom, grace = trouble.symptom, trouble.rule.grace
-        if symptom.words in self.what or str(symptom) in self._told:
-            return
-        self._told.add(str(symptom))
-        limit = "" if grace is None else f" (this may last {grace:.0f} s)"
-        self._tell(f"{symptom}{limit}", 30)
+        if symptom.words not in self.what:
+            limit = "" if grace is None else f" (this may last {grace:.0f} s)"
+            self._tell_once(f"{symptom}{limit}")
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._tell(text, 30)
 
     def _symptoms(self) -> Iterator[Symptom]:
         pods = [(live, live.as_dict()) for live in self._pods()]

@@ -1,8 +1,7 @@
 """A chart's files as they were at one moment, from a folder, a ConfigMap's folder or an archive.
 
 Reading them here, once for each change, means that a ConfigMap that is being replaced never gives
-half of the old chart and half of the new one, that each object can say which chart made it, and
-that both engines render the same files.
+half of the old chart and half of the new one, and that both engines render the same files.
 """
 
 from __future__ import annotations
@@ -87,9 +86,15 @@ class Chart:
         return frozenset(schema.get("properties", ()))
 
 
-def check_template(path: Path) -> None:
-    """Raise TemplateError, saying what is missing, unless ``path`` is a chart that can render."""
-    _check(_read(path)[1])
+def check_template(path: Path) -> Chart:
+    """The chart at ``path``, which may block while it is read.
+
+    Raises:
+        TemplateError: it is none that can render; the message says what is missing.
+    """
+    chart = _read(path)[1]
+    _check(chart)
+    return chart
 
 
 class ChartSource:

@@ -508,6 +508,22 @@ def test_wrong_values_are_named(render: Render, values: dict[str, Any], words: s
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("size", ["1048576Ki", "10Gi", "0.5Ti", "500M", "1e9", "1000000000"])
+def test_sizes_are_those_of_kubernetes(render: Render, size: str) -> None:
+    spec = render(storage={"size": size})["PersistentVolumeClaim"]["spec"]
+    assert spec["resources"]["requests"]["storage"] == size
+
+
+@pytest.mark.parametrize("size", ["10ki", "ki", "1.2.3Gi", "ten gigs", ".", "10Gi\n"])
+def test_a_size_that_is_none_is_said_in_words(render: Render, size: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        render(storage={"size": size})
+    said = str(caught.value)
+    assert "is not a quantity such as 10Gi or 500M" in said
+    assert "`extra_vars`" in said
+    assert "^[0-9]" not in said
+
+
 def test_every_documented_value_is_in_the_schema() -> None:
     chart = default_chart()
     check_template(chart)

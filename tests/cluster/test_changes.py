@@ -8,8 +8,6 @@ import pytest
 
 from lightkube_template_spawner.cluster.changes import Changes
 
-pytestmark = pytest.mark.anyio
-
 
 async def test_wait_until() -> None:
     changes = Changes()

@@ -210,7 +210,6 @@ async def test_no_answer_is_no_answer(fake: FakeApiServer, asked: Rights, fault:
     assert await asked.account() == "the hub's account hub"
 
 
-@pytest.mark.anyio
 async def test_what_was_allowed_is_asked_again_after_a_while(
     fake: FakeApiServer, tmp_path: Path
 ) -> None:
@@ -232,7 +231,6 @@ async def test_what_was_allowed_is_asked_again_after_a_while(
     await api.aclose()
 
 
-@pytest.mark.anyio
 async def test_a_slow_review_denies_nothing(fake: FakeApiServer, tmp_path: Path) -> None:
     """Nor does an answer that is old before the last of them has come."""
     api = connect(tmp_path, transport=fake)
@@ -241,7 +239,6 @@ async def test_a_slow_review_denies_nothing(fake: FakeApiServer, tmp_path: Path)
     await api.aclose()
 
 
-@pytest.mark.anyio
 async def test_all_namespaces_are_asked_about_again(fake: FakeApiServer, asked: Rights) -> None:
     assert await asked.everywhere(POD)
     asked.deny_everywhere(POD)

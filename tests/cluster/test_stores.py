@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.objects import CONFIG, ME, POD, manifest
-
-pytestmark = pytest.mark.anyio
 
 
 async def test_stores_are_shared(fake: FakeApiServer, cluster: Cluster) -> None:

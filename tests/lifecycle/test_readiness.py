@@ -327,6 +327,28 @@ async def test_a_scheduler_that_takes_no_notice_is_named(start: Start) -> None:
     await fails(start, waiting, "Unnoticed: the scheduler 'mine'", reason="unschedulable")
 
 
+async def test_a_pod_that_was_only_just_made_is_no_news(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_NO_NOTICE", 4 * SOON)
+    start.pod()
+    waiting = start.waiting()
+    await start.lasts(waiting, SOON)
+    assert start.told == []
+    await start.lasts(waiting, 6 * SOON)
+    assert [text.partition(" has not")[0] for text in start.told] == [
+        "Pod/hub/s: Unnoticed: the scheduler 'default-scheduler'"
+    ]
+
+
+async def test_what_is_waited_for_is_told_once(start: Start) -> None:
+    waiting = start.waiting()
+    for what in ("Pod/s: not ready", "Pod/s: not ready", "Pod/s: no address", "Pod/s: not ready"):
+        waiting.update(what)
+    assert start.told == ["Waiting for Pod/s: not ready", "Waiting for Pod/s: no address"]
+    assert "waited for Pod/s: not ready" in str(waiting.late(5))
+
+
 async def test_time_that_is_up_has_the_clusters_words(start: Start) -> None:
     start.pod(conditions=[UNSCHEDULABLE])
     waiting = start.waiting()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -12,10 +13,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from lightkube_template_spawner.errors import TemplateError
-from lightkube_template_spawner.templates.chart import Chart
+from lightkube_template_spawner.templates.chart import SCHEMA, Chart
 
 _NOT_IN_NAMES: Final = re.compile(r"[^a-z0-9]+")
 _RELEASE_NAME_LENGTH: Final = 53
+_MISFIT: Final = re.compile(
+    r"at '(?P<path>/[^']*)': (?P<value>'[^']*') does not match pattern '[^']*'"
+)
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,22 @@ def refused(chart: Chart, words: str) -> TemplateError:
     """Helm's own error, which names file, line and column."""
     words = " ".join(words.split())
     if "schema" in words and "don't meet the specification" in words:
+        words = _MISFIT.sub(lambda misfit: _described(chart, misfit), words)
         return TemplateError(
-            f"The values do not fit the values.schema.json of the template {chart.source}: {words}"
+            f"The values do not fit the values.schema.json of the template {chart.source}: {words} "
+            "(the trait `extra_vars` sets them)"
         )
     return TemplateError(f"The template {chart.source} cannot be rendered: {words}")
+
+
+def _described(chart: Chart, misfit: re.Match[str]) -> str:
+    """The schema's own words for what belongs there, instead of its regular expression."""
+    part: Any = json.loads(chart.files[SCHEMA]) if SCHEMA in chart.files else {}
+    for key in misfit["path"].split("/")[1:]:
+        properties = part.get("properties", {}) if isinstance(part, dict) else {}
+        part = properties.get(key, {})
+    words = part.get("description") if isinstance(part, dict) else None
+    return f"at '{misfit['path']}': {misfit['value']} is not {words}" if words else misfit[0]
 
 
 def too_slow(chart: Chart, seconds: float) -> TemplateError:

@@ -1,0 +1,98 @@
+"""The values that a template gets for one spawner, and what messages must not repeat of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from jupyterhub.traitlets import ByteSpecification
+from tornado.web import HTTPError
+from traitlets import TraitError
+
+from lightkube_template_spawner.errors import SpawnerError, TemplateError
+from lightkube_template_spawner.hub import kubespawner
+from lightkube_template_spawner.objects.identity import Identity
+from lightkube_template_spawner.templates import values
+from lightkube_template_spawner.templates.redaction import Mask
+
+_SIZES = ("mem_limit", "mem_guarantee")
+
+
+async def build(
+    spawner: Any, identity: Identity, *, former_pvc: str, internal_ssl: Mapping[str, Any]
+) -> tuple[dict[str, Any], Mask]:
+    """All values of the server that ``spawner`` starts under this identity.
+
+    Raises:
+        TemplateError: ``extra_vars`` gives none.
+    """
+    ours = {
+        "cmd": list(spawner.cmd or []),
+        "args": list(spawner.get_args()),
+        "default_url": spawner.default_url,
+        "notebook_dir": spawner.notebook_dir,
+        "mem_limit": spawner.mem_limit,
+        "mem_guarantee": spawner.mem_guarantee,
+        "cpu_limit": spawner.cpu_limit,
+        "cpu_guarantee": spawner.cpu_guarantee,
+        "user_options": spawner.user_options,
+        "groups": sorted(group.name for group in spawner.user.groups),
+        "admin": bool(spawner.user.admin),
+        "profile": {},
+        "hub": {"api_url": spawner.hub.api_url, "base_url": spawner.hub.base_url},
+        "labels": dict(identity.server_labels),
+        "annotations": {},
+        "former_pvc_name": former_pvc,
+        "kubespawner": kubespawner.plain(spawner.config),
+        "internal_ssl": internal_ssl,
+    }
+    extra = await _extra(spawner)
+    built = values.build(
+        identity,
+        unescaped_username=str(spawner.user.name),
+        unescaped_servername=str(spawner.name),
+        namespace=spawner.namespace,
+        ip=spawner.ip,
+        port=spawner.port,
+        env=spawner.get_env(),
+        ours=ours,
+        extra=extra,
+    )
+    return built, Mask(built)
+
+
+async def _extra(spawner: Any) -> dict[str, Any]:
+    given = await _called(spawner) if callable(spawner.extra_vars) else spawner.extra_vars
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise TemplateError(
+            f"the trait `extra_vars` gave a {type(given).__name__}, not a dictionary"
+        )
+    return {**given, **{name: _bytes(name, given[name]) for name in _SIZES if name in given}}
+
+
+async def _called(spawner: Any) -> Any:
+    """What the administrator's function gives; its own refusals of a start are left alone."""
+    try:
+        given = spawner.extra_vars(spawner)
+        return await given if inspect.isawaitable(given) else given
+    except (HTTPError, SpawnerError):
+        raise
+    except Exception as error:
+        spawner.log.exception("The function of the trait `extra_vars` failed")
+        raise TemplateError(
+            f"the function of the trait `extra_vars` raised {type(error).__name__}: the hub's log "
+            "says where"
+        ) from None
+
+
+def _bytes(name: str, value: Any) -> Any:
+    """A size as the spawner's own trait of that name takes it: ``256M`` is a number of bytes."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ByteSpecification().validate(None, value)
+    except TraitError as error:
+        raise TemplateError(f"`{name}` of the trait `extra_vars`: {error}") from None
