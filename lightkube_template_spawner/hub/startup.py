@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -145,16 +147,34 @@ async def report(settings: Settings, db: Any, log: logging.Logger) -> Found:
     for orphan in found.orphans[:_SHOWN]:
         log.warning("Orphan: %s", orphan)
     if found.orphans:
+        number = len(found.orphans)
         log.warning(
-            "%d objects of instance %r in the cluster belong to nobody whom this hub knows; "
-            "nothing was deleted: see `lightkube-template-spawner orphans --help`",
-            len(found.orphans),
+            "%d object%s of instance %r in the cluster %s nobody whom this hub knows; nothing was "
+            "deleted: look with `%s`, and read its --help",
+            number,
+            "" if number == 1 else "s",
             settings.instance_name,
+            "belongs to" if number == 1 else "belong to",
+            command(settings),
         )
     for text in found.failed:
         log.warning("Orphans were not looked for among %s", text)
     log.info("Looked for orphans among %d kinds: %d", found.kinds, len(found.orphans))
     return found
+
+
+def command(settings: Settings) -> str:
+    """The administrator's command that looks where, and for what, the hub itself looks."""
+    words = ["lightkube-template-spawner", "orphans", f"--instance={settings.instance_name}"]
+    words += [f"--namespace={name}" for name in settings.named_namespaces]
+    words += [f"--cluster-kind={name}" for name in settings.cluster_kinds]
+    given = {
+        "--kubeconfig": settings.kubeconfig or os.environ.get("KUBECONFIG", ""),
+        "--context": settings.kube_context,
+        "--lifecycle-key": settings.lifecycle_annotation_key,
+    }
+    words += [f"{option}={value}" for option, value in given.items() if value]
+    return shlex.join(words)
 
 
 async def known_to(db: Any, known: Known) -> Known:
