@@ -288,6 +288,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         record = self._record
         if record is None or not record.live:
             return known
+        if not record.ready:
+            startup.explain_wait(self._log_name, self.log)
         try:
             launcher = await self._launcher()
             self._vigil.begin(launcher.cluster, record)  # whatever comes of it

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sys
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -28,6 +30,7 @@ from traitlets.config.loader import DeferredConfigString
 from lightkube_template_spawner import spawner as spawner_module
 from lightkube_template_spawner.cluster.cluster import shared
 from lightkube_template_spawner.errors import RemovalIncomplete
+from lightkube_template_spawner.hub import startup
 from lightkube_template_spawner.lifecycle import liveness
 from lightkube_template_spawner.lifecycle import monitor as vigil
 from lightkube_template_spawner.objects.identity import Identity
@@ -820,6 +823,7 @@ async def test_a_deleted_pod_is_noticed(hub: FakeHub, fake: FakeApiServer) -> No
 
 async def test_a_dead_server_that_cannot_be_removed(hub: FakeHub, fake: FakeApiServer) -> None:
     spawner = await hub.start(hub.user())
+    spawner._check_pending = True  # the watch keeps out of it
     fake.forbidden.update({("delete", "secrets"), ("deletecollection", "secrets")})
     die(fake)
     await seen_dead(hub, spawner)
@@ -895,6 +899,35 @@ async def test_get_url_never_raises(
         monkeypatch.setattr(hub.db, "commit", _broken_commit)
     async with asyncio.timeout(5):
         assert await spawner.get_url() == known
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("limit", "words"), [(10, ", or for 10 s:"), (-1, " ready:"), (1, "")])
+async def test_a_hub_that_waits_for_servers_says_how_not_to(
+    hub: FakeHub, fake: FakeApiServer, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, limit: int, words: str,
+) -> None:  # fmt: skip
+    app = SimpleNamespace(http_server=None, init_spawners_timeout=limit)
+    process = SimpleNamespace(initialized=lambda: True, instance=lambda: app)
+    hub.node = False
+    spawning = asyncio.create_task(hub.spawn(hub.user()))
+    await until(hub.pods)
+    spawning.cancel()
+    await asyncio.wait([spawning])
+    hub.config.LightkubeTemplateSpawner.start_timeout = 2
+    await hub.restart()
+    monkeypatch.setitem(sys.modules, "jupyterhub.app", SimpleNamespace(JupyterHub=process))
+    startup._seen.append(app)
+    spawner = hub.user().spawner
+    await asyncio.gather(spawner.get_url(), spawner.get_url())
+    said = [r.getMessage() for r in caplog.records if "init_spawners_timeout = 1" in r.getMessage()]
+    assert len(said) == bool(words)
+    assert all(ADA in text and words in text for text in said)
+    caplog.clear()
+    app = SimpleNamespace(http_server="up", init_spawners_timeout=limit)
+    startup._seen.append(app)
+    await spawner.get_url()
+    assert "init_spawners_timeout" not in caplog.text
 
 
 def _broken_commit() -> None:

@@ -9,12 +9,13 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import anyio
 import anyio.to_thread
 from traitlets import TraitError
 
+from lightkube_template_spawner.cli import config
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.errors import ConfigurationError, SpawnerError
 from lightkube_template_spawner.hub.rest import SCOPES, HubApi
@@ -42,7 +43,8 @@ in jupyterhub_config.py, as a service that looks when the hub starts and every d
 the hub's log:
   c.JupyterHub.services = [{{
       "name": "orphans",
-      "command": ["lightkube-template-spawner", "orphans", "--every", "1d"],
+      "command": ["lightkube-template-spawner", "orphans", "--every", "1d", "-f", __file__],
+      "environment": {{"KUBECONFIG": "/path/of/it"}},  # outside a pod only: nothing is inherited
   }}]
   c.JupyterHub.load_roles = [{{
       "name": "orphans",
@@ -53,8 +55,9 @@ the hub's log:
 exit status:
   0  no orphans, or all that were found are deleted
   1  orphans are left: they were only reported, or did not go
-  2  the hub or the cluster could not be asked, or some kind could not be listed though
-     the account may; standard error says which
+  2  the hub or the cluster could not be asked, a namespace does not exist, there is nothing of this
+     instance but of others, or some kind could not be listed though the account may; standard error
+     says which
 
 A database of the hub that was lost or replaced makes every object an orphan until its user has
 logged in again. Read the report before you give --delete, and twice before --retained.
@@ -92,6 +95,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = orphans.add_argument
+    add(
+        "-f",
+        "--config",
+        default="",
+        metavar="FILE",
+        help="take the settings that follow from this configuration file of the hub, such as "
+        "jupyterhub_config.py, where they are not given here; the file is run",
+    )
     add(
         "--delete",
         action="store_true",
@@ -134,8 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--context", default="", help="context of the kubeconfig (default: its current one)")
     add(
         "--lifecycle-key",
-        default=str(Settings.lifecycle_annotation_key.default()),
-        help="value of the trait `lifecycle_annotation_key` (default: %(default)s)",
+        default="",
+        help="value of the trait `lifecycle_annotation_key` (default: "
+        f"{Settings.lifecycle_annotation_key.default()})",
     )
     add(
         "--min-age",
@@ -178,23 +190,22 @@ def _seconds(text: str) -> float:
 
 
 async def _orphans(options: argparse.Namespace) -> int:
-    settings = Settings(kubeconfig=options.kubeconfig, kube_context=options.context)
-    if options.instance:
-        settings.instance_name = options.instance
+    settings = _settings(options)
     hub = HubApi(os.environ, patience=options.wait)
     log = logging.getLogger("lightkube-template-spawner")
 
     async def ask() -> Known:
-        known = Known(settings.instance_name, options.lifecycle_key)
+        known = Known(settings.instance_name, settings.lifecycle_annotation_key)
         return await anyio.to_thread.run_sync(hub.read, known)
 
     cluster = settings.open_cluster(log)
     try:
-        namespaces = [""] if options.all_namespaces else options.namespace or [settings.namespace]
+        named = options.namespace or settings.named_namespaces
+        namespaces = [""] if options.all_namespaces else named
         sweep = Sweep(cluster, ask, log)
         while True:
             try:
-                status = await _once(sweep, namespaces, options)
+                status = await _once(sweep, namespaces, settings, options)
             except ConfigurationError:
                 raise
             except SpawnerError as error:
@@ -209,14 +220,32 @@ async def _orphans(options: argparse.Namespace) -> int:
         await _close(cluster)
 
 
+def _settings(options: argparse.Namespace) -> Settings:
+    """The configuration file's, with what the command line says."""
+    settings = config.settings(options.config)
+    given = {
+        "instance_name": options.instance,
+        "kubeconfig": options.kubeconfig,
+        "kube_context": options.context,
+        "lifecycle_annotation_key": options.lifecycle_key,
+        "cluster_kinds": options.cluster_kind,
+    }
+    for name, value in given.items():
+        if value:
+            setattr(settings, name, value)
+    return settings
+
+
 async def _close(cluster: Cluster) -> None:
     with anyio.CancelScope(shield=True):
         await cluster.aclose()
 
 
-async def _once(sweep: Sweep, namespaces: list[str], options: argparse.Namespace) -> int:
+async def _once(
+    sweep: Sweep, namespaces: list[str], settings: Settings, options: argparse.Namespace
+) -> int:
     found = await sweep.find(
-        namespaces, cluster_kinds=options.cluster_kind, min_age=options.min_age
+        namespaces, cluster_kinds=settings.cluster_kinds, min_age=options.min_age
     )
     doomed = [o for o in found.orphans if options.delete and (options.retained or not o.retained)]
     refused = ""
@@ -225,30 +254,57 @@ async def _once(sweep: Sweep, namespaces: list[str], options: argparse.Namespace
             await sweep.delete(doomed, timeout=options.timeout)
         except SpawnerError as error:
             refused = str(error)
-    _print(found, options, [] if refused else doomed)
-    if refused:
-        print(f"error: {refused}", file=sys.stderr)
-    if not found.looked_at:
-        print("error: the account may list nothing there", file=sys.stderr)
-    if found.failed or not found.looked_at:
+    _print(found, settings.instance_name, options, [] if refused else doomed)
+    errors = list(_doubts(found, settings.instance_name))
+    for text in filter(None, [refused, *errors]):
+        print(f"error: {text}", file=sys.stderr)
+    if errors:
         return INCOMPLETE
     return LEFT if refused or len(doomed) < len(found.orphans) else NONE_LEFT
 
 
-def _print(found: Found, options: argparse.Namespace, deleted: list[Orphan]) -> None:
+def _doubts(found: Found, instance: str) -> Iterator[str]:
+    """Why nothing that was found would not mean that nothing is there."""
+    for namespace in found.absent:
+        yield f"the namespace {namespace!r} does not exist"
+    if found.others:
+        others = ", ".join(map(repr, sorted(found.others)))
+        yield (
+            f"neither the hub nor the cluster knows the instance {instance!r}, but {others}: give "
+            "--instance, or the hub's configuration with -f"
+        )
+    if not found.looked_at:
+        yield "the account may list nothing there"
+    yield from (f"not looked at: {text}" for text in found.failed)
+
+
+def _print(found: Found, instance: str, options: argparse.Namespace, deleted: list[Orphan]) -> None:
     if options.output == "json":
         gone = {orphan.meta.uid for orphan in deleted}
         orphans = [{**o.as_dict(), "deleted": o.meta.uid in gone} for o in found.orphans]
         places = [f"{kind} in {place or 'the cluster'}" for kind, place in found.not_allowed]
-        report = {"orphans": orphans, "failed": found.failed, "notAllowed": places}
+        report = {
+            "instance": instance,
+            "namespaces": found.namespaces,
+            "orphans": orphans,
+            "tooYoung": found.young,
+            "failed": found.failed,
+            "notAllowed": places,
+        }
         print(json.dumps(report, indent=2), flush=True)
         return
     for orphan in found.orphans:
         print(f"{'deleted: ' if orphan in deleted else ''}{orphan}")
     number, rest = len(found.orphans), len(found.orphans) - len(deleted)
-    print(f"orphans: {number} found, {rest} left; kinds looked at: {found.kinds}", flush=True)
-    for text in found.failed:
-        print(f"error: not looked at: {text}", file=sys.stderr)
+    places = ["all" if name == "" else name for name in found.namespaces]
+    young = f"; younger than --min-age and left out: {found.young}" if found.young else ""
+    print(
+        f"orphans: {number} found, {rest} left; instance {instance!r}, namespaces: "
+        f"{', '.join(places)}; kinds looked at: {found.kinds}{young}",
+        flush=True,
+    )
+    if options.delete and not options.retained and any(o.retained for o in found.orphans):
+        print("note: what outlives a server, such as volumes, goes with --retained only")
     if found.not_allowed:
         kinds = sorted({str(kind) for kind, _ in found.not_allowed})
         more = f" and {len(kinds) - _SHOWN} more" if len(kinds) > _SHOWN else ""

@@ -129,6 +129,8 @@ class Discovery:
                     kinds.setdefault((kind.api_version, kind.kind), kind)
                     preferred.setdefault((kind.group, kind.kind), kind)
             self._kinds, self._preferred = kinds, list(preferred.values())
+            if before:  # a cluster that serves other kinds may have been upgraded
+                self._version = ""
         return self._kinds
 
     async def _read(self, root: str, answer: Mapping[str, Any]) -> list[Kind]:

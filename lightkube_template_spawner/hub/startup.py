@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -33,20 +35,21 @@ from lightkube_template_spawner.lifecycle.sweep import Found, Sweep
 _PATIENCE = 1.0  # seconds between two looks at whether the hub has started
 _PAGE = 200  # users read at once: the hub's loop must not wait for more
 _SHOWN = 20
+_SHORT = 3  # seconds for which nobody minds a hub that does not answer
 _seen: list[Any] = []  # hubs of this process
+_waiting: list[Any] = []  # those of which it was said that they wait
 _running: set[asyncio.Task[None]] = set()  # the loop itself holds no reference
 
 
 def when_hub_has_started(spawner_class: type[Settings]) -> None:
     """Finish stops and report orphans once this process's hub has started, if it uses the class."""
-    hub = getattr(sys.modules.get("jupyterhub.app"), "JupyterHub", None)
-    if hub is None or not hub.initialized() or hub.instance() in _seen:
+    app = _hub()
+    if app is None or app in _seen:
         return
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return
-    app = hub.instance()
     _seen.append(app)
 
     def check() -> None:
@@ -59,6 +62,32 @@ def when_hub_has_started(spawner_class: type[Settings]) -> None:
                 task.add_done_callback(_running.discard)
 
     loop.call_later(_PATIENCE, check)
+
+
+def _hub() -> Any:
+    """This process's hub, if it is one."""
+    hub = getattr(sys.modules.get("jupyterhub.app"), "JupyterHub", None)
+    return hub.instance() if hub is not None and hub.initialized() else None
+
+
+def explain_wait(server: str, log: logging.Logger) -> None:
+    """Say, once a hub, that its start waits for a server that is still starting.
+
+    Until then it answers nobody; a server that meets it meanwhile tries again later and later.
+    """
+    app = _hub()
+    if app is None or app.http_server is not None or app in _waiting:
+        return
+    limit = app.init_spawners_timeout
+    if 0 <= limit <= _SHORT:
+        return
+    _waiting.append(app)
+    log.warning(
+        "The hub does not answer until %s, which is still starting, is ready%s: set "
+        "c.JupyterHub.init_spawners_timeout = 1 in its configuration",
+        server,
+        "" if limit < 0 else f", or for {limit} s",
+    )
 
 
 async def _guarded(app: Any, part: Callable[[Any], Awaitable[None]], failed: str) -> None:
@@ -145,16 +174,34 @@ async def report(settings: Settings, db: Any, log: logging.Logger) -> Found:
     for orphan in found.orphans[:_SHOWN]:
         log.warning("Orphan: %s", orphan)
     if found.orphans:
+        number = len(found.orphans)
         log.warning(
-            "%d objects of instance %r in the cluster belong to nobody whom this hub knows; "
-            "nothing was deleted: see `lightkube-template-spawner orphans --help`",
-            len(found.orphans),
+            "%d object%s of instance %r in the cluster %s nobody whom this hub knows; nothing was "
+            "deleted: look with `%s`, and read its --help",
+            number,
+            "" if number == 1 else "s",
             settings.instance_name,
+            "belongs to" if number == 1 else "belong to",
+            command(settings),
         )
     for text in found.failed:
         log.warning("Orphans were not looked for among %s", text)
     log.info("Looked for orphans among %d kinds: %d", found.kinds, len(found.orphans))
     return found
+
+
+def command(settings: Settings) -> str:
+    """The administrator's command that looks where, and for what, the hub itself looks."""
+    words = ["lightkube-template-spawner", "orphans", f"--instance={settings.instance_name}"]
+    words += [f"--namespace={name}" for name in settings.named_namespaces]
+    words += [f"--cluster-kind={name}" for name in settings.cluster_kinds]
+    given = {
+        "--kubeconfig": settings.kubeconfig or os.environ.get("KUBECONFIG", ""),
+        "--context": settings.kube_context,
+        "--lifecycle-key": settings.lifecycle_annotation_key,
+    }
+    words += [f"{option}={value}" for option, value in given.items() if value]
+    return shlex.join(words)
 
 
 async def known_to(db: Any, known: Known) -> Known:

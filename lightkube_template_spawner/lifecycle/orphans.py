@@ -37,6 +37,7 @@ class Known:
     instance: str
     lifecycle_key: str
     records: int = 0  # of servers of this instance
+    others: set[str] = field(default_factory=set)  # instances of other records
     namespaces: set[str] = field(default_factory=set)  # that the records name
     _owners: set[str] = field(default_factory=set)
     _servers: dict[tuple[str, str], bool] = field(default_factory=dict)  # active?
@@ -53,7 +54,9 @@ class Known:
         for server in servers:
             names = {server.name}
             record = Record.of_spawner(server.state)
-            if record is not None and record.identity.instance == self.instance:
+            if record is not None and record.identity.instance != self.instance:
+                self.others.add(record.identity.instance)
+            elif record is not None:
                 self.records += 1
                 self.namespaces.update(record.namespaces)
                 owners.add(record.identity.owner)

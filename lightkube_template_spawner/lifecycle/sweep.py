@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +21,13 @@ from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import ClusterError, Forbidden, HubError, RemovalIncomplete
 from lightkube_template_spawner.lifecycle.orphans import Known
 from lightkube_template_spawner.lifecycle.removal import Place, Removal
-from lightkube_template_spawner.objects.identity import OWNER, SERVERNAME, USERNAME, Policy
+from lightkube_template_spawner.objects.identity import (
+    INSTANCE,
+    OWNER,
+    SERVERNAME,
+    USERNAME,
+    Policy,
+)
 
 _LIST = frozenset({"list"})
 Ask = Callable[[], Awaitable[Known]]
@@ -81,6 +88,10 @@ class Found:
     looked_at: list[Place] = field(default_factory=list)
     not_allowed: list[Place] = field(default_factory=list)  # our account may not list these
     failed: list[str] = field(default_factory=list)  # it should have been possible, with the cause
+    namespaces: list[str] = field(default_factory=list)  # "" for all
+    absent: list[str] = field(default_factory=list)  # of those that were asked for
+    young: int = 0  # orphans too young to be reported
+    others: set[str] = field(default_factory=set)  # instances there, if nobody knows this one
 
     @property
     def kinds(self) -> int:
@@ -95,6 +106,7 @@ class Sweep:
         self._cluster = cluster
         self._ask = ask
         self._log = log
+        self._objects = 0  # of this instance, as the last look saw
 
     async def find(
         self, namespaces: Iterable[str], *, cluster_kinds: Iterable[str] = (), min_age: float = 0
@@ -109,20 +121,24 @@ class Sweep:
         """
         known = await self._ask()
         wanted = {*namespaces}
+        absent = [name for name in sorted(wanted) if name and await self._is_absent(name)]
         wanted = {""} if "" in wanted else wanted | known.namespaces
         found = await self._places(sorted(wanted), {*cluster_kinds})
+        found.namespaces, found.absent = sorted(wanted), absent
         suspects: dict[str, Orphan] = {}
         places = found.looked_at
         for again in (False, True):
             seen = await self._list(places, known, found)
+            if not again and not self._objects and not known.records:
+                found.others = known.others | await self._instances(places)
             known = await self._ask()
-            suspects = {
+            unowned = {
                 meta.uid: Orphan(kind, meta, why, meta.labels.get(known.lifecycle_key, ""))
                 for kind, meta in seen
-                if (why := known.why_orphan(meta.labels))
-                and (not again or meta.uid in suspects)
-                and _age(meta) >= min_age
+                if (why := known.why_orphan(meta.labels)) and (not again or meta.uid in suspects)
             }
+            suspects = {uid: o for uid, o in unowned.items() if _age(o.meta) >= min_age}
+            found.young += len(unowned) - len(suspects)
             if not suspects:
                 break
             places = list(dict.fromkeys((o.kind, o.meta.namespace) for o in suspects.values()))
@@ -193,6 +209,7 @@ class Sweep:
     ) -> list[tuple[Kind, Meta]]:
         """One after another: nobody waits for it, and the API server has better to do."""
         seen = []
+        self._objects = 0
         for kind, namespace in places:
             try:
                 metas = await self._cluster.list_metadata(kind, namespace, known.selector)
@@ -202,15 +219,35 @@ class Sweep:
             except ClusterError as error:
                 found.failed.append(f"{kind} in {namespace or 'the cluster'}: {error}")
                 continue
+            ours = [meta for meta in metas if known.includes(meta.labels)]
+            self._objects += len(ours)
             # Of ten thousand servers' objects only the suspicious ones are worth their memory.
             seen += [
                 (kind, meta)
-                for meta in metas
-                if known.includes(meta.labels)
-                and not meta.controlled
-                and known.why_orphan(meta.labels)
+                for meta in ours
+                if not meta.controlled and known.why_orphan(meta.labels)
             ]
         return seen
+
+    async def _is_absent(self, namespace: str) -> bool:
+        """Whether there surely is no such namespace; its lists would only be empty."""
+        kind = await self._cluster.discovery.kind("v1", "Namespace")
+        try:
+            return await self._cluster.get(kind, "", namespace) is None
+        except Forbidden:
+            return False
+
+    async def _instances(self, places: Iterable[Place]) -> set[str]:
+        """Whose objects are there: a look for an instance that nobody knows would find nothing."""
+        for kind, namespace in places:
+            with suppress(ClusterError):
+                metas = await self._cluster.list_metadata(kind, namespace, OWNER)
+                owned = {
+                    meta.labels[INSTANCE] for meta in metas if {OWNER, INSTANCE} <= {*meta.labels}
+                }
+                if owned:
+                    return owned
+        return set()
 
 
 def _age(meta: Meta) -> float:

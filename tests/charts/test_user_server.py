@@ -190,7 +190,13 @@ def test_given_labels_and_annotations(render: Render) -> None:
     objects = render(
         extraLabels={"team": "y", "hub.jupyter.org/username": "mallory"},
         labels={"owner": "o"},
-        annotations={"who": "Ünï: {x}", "kubetemplatespawner/lifecycle": "user-deleted"},
+        annotations={
+            "who": "Ünï: {x}",
+            "kubetemplatespawner/lifecycle": "user-deleted",
+            "kubetemplatespawner/connection-address": "{.metadata.annotations.who}",
+            "kubetemplatespawner/connection-port": "1",
+            "kubetemplatespawner/connection-scheme": "https",
+        },
         extraAnnotations={"cluster-autoscaler.kubernetes.io/safe-to-evict": "true"},
     )
     labels = objects["Pod"]["metadata"]["labels"]
@@ -200,6 +206,7 @@ def test_given_labels_and_annotations(render: Render) -> None:
     assert "owner" not in objects["PersistentVolumeClaim"]["metadata"]["labels"]
     assert annotations["who"] == "Ünï: {x}"
     assert annotations["kubetemplatespawner/lifecycle"] == "server-stopped"
+    assert not [key for key in annotations if key.startswith("kubetemplatespawner/connection-")]
     assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "true"
 
 

@@ -11,6 +11,7 @@ import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -25,6 +26,7 @@ from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.errors import ConfigurationError, HubError
 from lightkube_template_spawner.hub import rest as hubapi
 from lightkube_template_spawner.hub.rest import SCOPES, HubApi
+from lightkube_template_spawner.hub.settings import Settings
 from lightkube_template_spawner.lifecycle.orphans import Known
 from lightkube_template_spawner.lifecycle.record import STATE, Record
 from lightkube_template_spawner.objects.identity import Identity, Policy
@@ -300,6 +302,120 @@ async def test_a_report_for_programs(
     assert orphan["lifecycle"] == "server-stopped"
     assert "v1/Secret in hub" in report["notAllowed"]
     assert report["failed"] == []
+
+
+async def test_a_namespace_that_does_not_exist_is_no_all_clear(
+    run: Any, hub: StubHub, fake: FakeApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.users = [user(ME.username)]
+    assert await run("-n", "nowhere") == command.INCOMPLETE
+    written = capsys.readouterr()
+    assert "error: the namespace 'nowhere' does not exist" in written.err
+    assert "instance 'i', namespaces: hub, nowhere;" in written.out
+    fake.forbidden.add(("get", "namespaces"))  # as with a Role in one namespace
+    assert await run() == command.NONE_LEFT
+
+
+@pytest.mark.parametrize("known_to", ["the cluster", "the hub"])
+async def test_an_instance_that_nobody_knows_is_no_all_clear(
+    run: Any, hub: StubHub, fake: FakeApiServer, capsys: pytest.CaptureFixture[str], known_to: str
+) -> None:
+    record = Record(Identity("newcomer", "zoe"), "hub", live=True)
+    if known_to == "the hub":
+        server_model = {"name": "", "stopped": True, "state": {STATE: record.to_state()}}
+        hub.users = [{"name": "zoe", "servers": {"": server_model}}]
+    else:
+        fake.put(manifest("Secret", "theirs", record.identity))
+    assert await run() == command.INCOMPLETE
+    error = capsys.readouterr().err
+    assert "neither the hub nor the cluster knows the instance 'i', but 'newcomer'" in error
+    assert "-f" in error
+    hub.users.append(user("ada"))
+    assert await run() == command.NONE_LEFT  # it is known: the other one is another hub's
+
+
+async def test_a_hub_without_any_server_has_no_orphans(
+    run: Any, fake: FakeApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await run() == command.NONE_LEFT
+    assert capsys.readouterr().err == ""
+
+
+async def test_what_was_left_out_as_too_young_is_counted(
+    run: Any, hub: StubHub, fake: FakeApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.users = [user(ME.username)]
+    server(fake, YOU, "yours")
+    for item in fake.everything():
+        item["metadata"]["creationTimestamp"] = datetime.now(UTC).isoformat()
+        fake.put(item)
+    assert await run("--min-age", "1h") == command.NONE_LEFT
+    assert "0 found, 0 left" in (said := capsys.readouterr().out)
+    assert "younger than --min-age and left out: 2" in said
+
+
+async def test_the_way_to_delete_volumes_is_named(
+    run: Any, hub: StubHub, fake: FakeApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.users = [user(ME.username)]
+    server(fake, YOU, "yours")
+    assert await run("--delete") == command.LEFT
+    assert "goes with --retained only" in capsys.readouterr().out
+    assert await run("--delete", "--retained") == command.NONE_LEFT
+    assert "--retained only" not in capsys.readouterr().out
+
+
+CONFIGURED = """
+c = get_config()
+c.Spawner.mem_limit = "1G"
+c.LightkubeTemplateSpawner.instance_name = "i"
+c.LightkubeTemplateSpawner.namespace = "hub"
+c.LightkubeTemplateSpawner.extra_namespaces = ["more", "user-*"]
+c.LightkubeTemplateSpawner.lifecycle_annotation_key = "example.org/goes"
+c.LightkubeTemplateSpawner.cluster_kinds = ["v1/Namespace"]
+c.LightkubeTemplateSpawner.port = 9999
+"""
+
+
+def configured(folder: Path, *words: str, text: str = CONFIGURED) -> Settings:
+    file = folder / "jupyterhub_config.py"
+    file.write_text(text)
+    options = command._parser().parse_args(["orphans", "-f", str(file), *words])
+    return command._settings(options)
+
+
+def test_the_hubs_configuration_says_what_to_look_for(tmp_path: Path) -> None:
+    settings = configured(tmp_path)
+    assert settings.instance_name == "i"
+    assert settings.named_namespaces == ["hub", "more"]
+    assert settings.lifecycle_annotation_key == "example.org/goes"
+    assert settings.cluster_kinds == ["v1/Namespace"]
+    assert configured(tmp_path, "--instance", "j").instance_name == "j"
+
+
+def test_a_spawner_of_ones_own_has_a_section_of_its_own(tmp_path: Path) -> None:
+    own = """
+from lightkube_template_spawner import LightkubeTemplateSpawner
+class Mine(LightkubeTemplateSpawner): pass
+c.JupyterHub.spawner_class = Mine
+c.Mine.instance_name = "mine"
+"""
+    assert configured(tmp_path, text=CONFIGURED + own).instance_name == "mine"
+
+
+def test_a_configuration_that_cannot_be_read_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"jupyterhub_config.py failed: NameError: name"):
+        configured(tmp_path, text="c.JupyterHub.port = nonsense")
+    absent = str(tmp_path / "absent.py")
+    assert command.main(["orphans", "-f", absent]) == command.INCOMPLETE
+    assert f"error: there is no configuration file {absent}" in capsys.readouterr().err
+
+
+async def test_again_and_again_ends_where_another_time_would_not_help(run: Any) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be the name"):
+        await asyncio.wait_for(run("-n", "a/../b", "--every", "0s"), 5)
 
 
 async def test_what_the_account_may_not_list_is_noted(

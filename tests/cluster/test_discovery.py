@@ -170,3 +170,18 @@ async def test_deletable_kinds_are_asked_for_anew(
     found = await names(discovery)
     assert found is not None
     assert "example.org/v1/Gadget" in found
+
+
+async def test_an_upgraded_api_server_tells_its_new_version(
+    fake: FakeApiServer, discovery: Discovery
+) -> None:
+    """Asked for once, and again after the kinds were asked for anew."""
+    for _ in range(2):
+        await discovery.kind("v1", "Pod")
+        assert await discovery.server_version() == "v1.36.3"
+    assert fake.count("GET /version") == 1
+    fake.git_version = "v1.37.0"
+    fake.kinds.append(Served("example.org", "v1", "Gadget", "gadgets"))
+    await discovery.kind("example.org/v1", "Gadget")
+    assert await discovery.server_version() == "v1.37.0"
+    assert fake.count("GET /version") == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from jupyterhub import orm
 
+from lightkube_template_spawner.cli import orphans
 from lightkube_template_spawner.hub import startup
 from lightkube_template_spawner.lifecycle.orphans import Known
 from lightkube_template_spawner.objects.identity import Policy
@@ -47,6 +49,22 @@ async def test_it_names_the_first_few_and_counts_all(
     assert [line.partition(":")[0] for line in lines[:2]] == ["Orphan", "Orphan"]
     assert lines[2].startswith("3 objects of instance 'i'")
     assert len(fake.everything()) == 5
+
+
+async def test_the_warning_has_the_command_that_looks_at_the_same(
+    fake: FakeApiServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_hub(fake, tmp_path, tmp_path) as hub:
+        fake.put(manifest("Secret", "theirs", YOU))
+        await report(hub, extra_namespaces=["other", "user-*"], cluster_kinds=["v1/Namespace"])
+        kubeconfig = hub.kubeconfig
+    [line] = [r.getMessage() for r in caplog.records if "look with" in r.getMessage()]
+    assert line.startswith("1 object of instance 'i' in the cluster belongs to nobody")
+    words = shlex.split(line.partition("`")[2].partition("`")[0])
+    assert words[0] == "lightkube-template-spawner"
+    options = orphans._parser().parse_args(words[1:])
+    assert (options.instance, options.namespace) == ("i", ["hub", "other"])
+    assert (options.kubeconfig, options.cluster_kind) == (kubeconfig, ["v1/Namespace"])
 
 
 async def test_a_server_that_runs_by_the_database_is_no_orphan(

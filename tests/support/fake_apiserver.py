@@ -177,6 +177,7 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
         self.faults: list[Fault] = []
         self.watches: list[Watch] = []
         self.most_open = 0  # requests other than watches at one time
+        self.git_version = "v1.36.3"
         self.legacy = False  # discovery as before Kubernetes 1.26
         self.stale: set[str] = set()  # API versions whose own server is down
         self.expired_over_http = False  # 410 as an HTTP status instead of in the stream
@@ -323,7 +324,7 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
 
     def _route(self, seen: Seen, raw: str, request: httpx2.Request) -> Obj | httpx2.Response:
         if raw == "/version":
-            return {"major": "1", "minor": "36", "gitVersion": "v1.36.3"}
+            return {"major": "1", "minor": "36", "gitVersion": self.git_version}
         if raw.endswith("/selfsubjectrulesreviews"):
             rules = self._told(seen.body["spec"]["namespace"])
             status = {"resourceRules": rules, "incomplete": self.incomplete}

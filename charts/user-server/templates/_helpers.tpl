@@ -105,8 +105,10 @@ kubetemplatespawner/lifecycle: {{ index . 1 }}
 {{- if index . 2 }}
 kubetemplatespawner/connection: "true"
 {{- end }}
-{{- $more := merge dict $values.extraAnnotations (index $values "annotations" | default dict)
-    (index . 3) }}
+{{- /* Where the hub connects to is not for those to say who may be given annotations. */}}
+{{- $passed := omit (index $values "annotations" | default dict) "kubetemplatespawner/connection-address"
+    "kubetemplatespawner/connection-port" "kubetemplatespawner/connection-scheme" }}
+{{- $more := merge dict $values.extraAnnotations $passed (index . 3) }}
 {{- range $key, $value := omit $more "kubetemplatespawner/lifecycle" "kubetemplatespawner/connection" }}
 {{ quote $key }}: {{ quote $value }}
 {{- end }}

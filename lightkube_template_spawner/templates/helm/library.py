@@ -1,8 +1,8 @@
 """Helm as a library, in one long-lived process that all renderers of an event loop share.
 
-A render takes 0.7 ms there, and 45 ms with a `helm` process. Whatever goes wrong between a request
-and its whole reply (time-out, cancellation, a crash) ends the process: the next request starts a
-fresh one, so a late reply can never be taken for another user's.
+A render takes a few milliseconds there, ten times as long with a `helm` process. Whatever goes
+wrong between a request and its whole reply (time-out, cancellation, a crash) ends the process: the
+next request starts a fresh one, so a late reply can never be taken for another user's.
 """
 
 from __future__ import annotations

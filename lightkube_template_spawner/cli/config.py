@@ -1,0 +1,42 @@
+"""The spawner's settings, as the hub's own configuration file has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from traitlets.config import Config
+from traitlets.config.loader import ConfigFileNotFound, PyFileConfigLoader
+
+from lightkube_template_spawner.errors import ConfigurationError
+from lightkube_template_spawner.hub.settings import Settings
+
+_SECTION = "LightkubeTemplateSpawner"
+
+
+def settings(path: str) -> Settings:
+    """The settings in the file at ``path``, which is run as the hub runs it; "" for the defaults.
+
+    Raises:
+        ConfigurationError: it cannot be read, or fails.
+        TraitError: a setting has a value that it refuses.
+    """
+    config = _loaded(Path(path)) if path else Config()
+    given = config.get("JupyterHub", {}).get("spawner_class")
+    classes = given.__mro__ if isinstance(given, type) else ()
+    merged = Config()
+    for name in dict.fromkeys([_SECTION, *(cls.__name__ for cls in reversed(classes))]):
+        merged.merge({Settings.__name__: config.get(name, {})})
+    known = Settings.class_trait_names(config=True)
+    section = {k: v for k, v in merged.get(Settings.__name__, {}).items() if k in known}
+    return Settings(config=Config({Settings.__name__: section}))
+
+
+def _loaded(path: Path) -> Config:
+    try:
+        return PyFileConfigLoader(path.name, str(path.parent.resolve())).load_config()
+    except ConfigFileNotFound:
+        raise ConfigurationError(f"there is no configuration file {path}") from None
+    except Exception as error:
+        raise ConfigurationError(
+            f"the configuration file {path} failed: {type(error).__name__}: {error}"
+        ) from error
