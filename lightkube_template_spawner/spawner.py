@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import anyio
 from jupyterhub.spawner import Spawner
 from sqlalchemy.orm import object_session
+from tornado import web
 from traitlets import Integer, TraitError, default, validate
 
 from lightkube_template_spawner.cluster.cluster import Cluster
@@ -60,7 +61,7 @@ from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import Identity, Policy
 from lightkube_template_spawner.objects.plan import Rules
 from lightkube_template_spawner.objects.status import Ended
-from lightkube_template_spawner.templates import renderer, values
+from lightkube_template_spawner.templates import limits, renderer, values
 from lightkube_template_spawner.templates.redaction import Mask, masked_log
 
 _POLL_PATIENCE = 2.0  # seconds that a poll waits for a first list: the hub's start waits for polls
@@ -168,6 +169,12 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             "%s is ready at %s after %.1f s", self._log_name, record.url, time.monotonic() - began
         )
         return record.url
+
+    async def _run_apply_user_options(self, user_options: Any) -> None:
+        """Refuse with 400 what no start could use, before hooks see it; the hub calls this."""
+        with self._explaining():
+            limits.check_options(user_options)
+        await super()._run_apply_user_options(user_options)
 
     async def _launch(self, began: float) -> tuple[Launcher, Record]:
         launcher = await self._launcher()
@@ -442,13 +449,28 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             timeout=self.render_timeout,
             strict=self.strict_values,
         )
+        limits.check_options(self.user_options)  # saved by an older hub, or set by a hook
         rendered = await engine.render(
-            await self._values(identity),
+            await self._given(identity),
             release=identity.user_server_slug,
             namespace=self.namespace,
             trusted=self.trusted_values,
         )
         return rendered.objects
+
+    async def _given(self, identity: Identity) -> dict[str, Any]:
+        """The template's values; what fails in a hook on them is not counted as the hub's fault."""
+        try:
+            return await self._values(identity)
+        except (SpawnerError, TimeoutError, web.HTTPError):
+            raise
+        except Exception as error:
+            self.log.exception("The template's values of %s cannot be made", self._log_name)
+            raise TemplateError(
+                f"the template's values cannot be made ({type(error).__name__}): look at "
+                "`extra_vars` and `environment`, and at what they make of user_options; the hub's "
+                "log has the place"
+            ) from error
 
     async def _values(self, identity: Identity) -> dict[str, Any]:
         extra = self.extra_vars(self) if callable(self.extra_vars) else self.extra_vars

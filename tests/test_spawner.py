@@ -1281,6 +1281,40 @@ async def test_extra_vars_that_are_none(hub: FakeHub, fake: FakeApiServer) -> No
     assert hub.left() == set()
 
 
+def _nested(depth: int) -> dict[str, Any]:
+    return {"a": _nested(depth - 1)} if depth else {}
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (_nested(400), r"user_options\.a\.a\.a.* levels deep"), ({"a": 10**400}, "64 bits"),
+    ({"a": float("nan")}, "nan"), ({"a": "\ud800"}, "user_options.a holds"),
+    ({"a": ["x" * 1000] * 200}, "128 KiB"),
+], ids=["deep", "huge", "nan", "surrogate", "long"])  # fmt: skip
+@pytest.mark.parametrize("by", ["the user", "a hook"])
+async def test_options_that_no_start_can_use_are_the_users_fault(
+    hub: FakeHub, fake: FakeApiServer, options: dict[str, Any], words: str, by: str
+) -> None:
+    def late(spawner: Any) -> None:
+        spawner.user_options = options
+
+    if by == "a hook":
+        hub.config.LightkubeTemplateSpawner.pre_spawn_hook = late
+    with pytest.raises(hub_spawner.SpawnException, match=words) as caught:
+        await hub.spawn(hub.user(), options=options if by == "the user" else {"a": "b"})
+    assert (caught.value.status_code, caught.value.reason) == (400, "options")
+    assert hub.left() == set()
+
+
+async def test_what_extra_vars_make_of_options_is_not_the_hubs_fault(
+    hub: FakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.config.LightkubeTemplateSpawner.extra_vars = lambda spawner: spawner.user_options["size"]
+    with pytest.raises(hub_spawner.SpawnException, match=r"KeyError.*`extra_vars`") as caught:
+        await hub.start(hub.user())
+    assert (caught.value.status_code, caught.value.reason) == (400, "template")
+    assert "KeyError: 'size'" in caplog.text
+
+
 async def test_the_values(hub: FakeHub, fake: FakeApiServer) -> None:
     hub.config.LightkubeTemplateSpawner.update({
         "mem_limit": "2G", "mem_guarantee": "1G", "cpu_limit": 1.5, "cpu_guarantee": 0.5,

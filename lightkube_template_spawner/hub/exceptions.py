@@ -11,6 +11,7 @@ from lightkube_template_spawner.errors import (
     ClusterError,
     ConfigurationError,
     NotOurs,
+    OptionsRefused,
     SpawnerError,
     StartFailed,
     StartTimeout,
@@ -20,6 +21,7 @@ from lightkube_template_spawner.lifecycle.failures import Rules
 _REASONS: Mapping[type[SpawnerError], str] = {
     ConfigurationError: "template",
     NotOurs: "ownership",
+    OptionsRefused: "options",
 }
 
 

@@ -189,6 +189,11 @@ class _HelmRenderer:
                 guard.compare(objects, await self._probed(request, probe, rendered), probe)
         except TemplateError as error:
             raise type(error)(Mask(plain)(str(error))) from None
+        except (ArithmeticError, RecursionError, TypeError, ValueError) as error:
+            raise TemplateError(
+                f"The template {chart.source} cannot be rendered with these values: "
+                f"{type(error).__name__}."
+            ) from error
         if judged is not None and len(self._fitting) < _FITTING_KEPT:
             self._fitting.add(judged)
         return rendered
