@@ -142,7 +142,7 @@ def _read(path: Path) -> tuple[Fingerprint, Chart]:
         except OSError as error:
             raise TemplateError(f"The template {path} cannot be read: {error.strerror}.") from error
         if _fingerprint(path) == before:
-            return before, Chart(str(path), _unflattened(files))
+            return before, Chart(str(path), _inside(path, _unflattened(files)))
     raise TemplateError(f"The template {path} keeps changing while it is read; try again.")
 
 
@@ -219,7 +219,7 @@ def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
                 stream = archive.extractfile(member) if member.isfile() else None
                 if stream is None:
                     continue
-                if name.is_absolute() or ".." in name.parts or len(name.parts) < 2:
+                if _leaves(name) or len(name.parts) < 2:
                     raise TemplateError(
                         f"The archive {path} is not a chart's: it holds {member.name!r}."
                     )
@@ -246,6 +246,21 @@ def _unflattened(files: dict[str, bytes]) -> dict[str, bytes]:
     if flat and any(name.startswith("templates__") for name in files):
         return {name.replace("__", "/"): data for name, data in files.items()}
     return files
+
+
+def _inside(path: Path, files: dict[str, bytes]) -> dict[str, bytes]:
+    """``files``, none of which lies outside the chart: Helm gets them written by these names."""
+    for name in files:
+        if _leaves(PurePosixPath(name)):
+            raise TemplateError(
+                f"The template {path} is not a chart: one of its files would be {name!r}, outside "
+                "of it. In a ConfigMap's keys `__` stands for `/`: rename that key."
+            )
+    return files
+
+
+def _leaves(name: PurePosixPath) -> bool:
+    return name.is_absolute() or ".." in name.parts
 
 
 def _check(chart: Chart) -> None:
