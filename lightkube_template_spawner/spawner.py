@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from datetime import timezone
 from pathlib import Path
@@ -61,7 +62,7 @@ from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import Identity, Policy
 from lightkube_template_spawner.objects.plan import Rules
 from lightkube_template_spawner.objects.status import Ended
-from lightkube_template_spawner.templates import limits, renderer, values
+from lightkube_template_spawner.templates import guard, limits, renderer, values
 from lightkube_template_spawner.templates.redaction import Mask, masked_log
 
 _POLL_PATIENCE = 2.0  # seconds that a poll waits for a first list: the hub's start waits for polls
@@ -69,6 +70,7 @@ _ADOPT_PATIENCE = 2.5  # the same for a server that was ready when the former hu
 _PORT = 8888
 _NOW = 1  # grace for a stop "now"; with 0 the process outlives its object
 _PURGE_TRIES = 3
+_SET_BY_OPTIONS = ("cmd", "args", "default_url", "notebook_dir")  # by `apply_user_options`
 
 
 class LightkubeTemplateSpawner(Settings, Spawner):
@@ -94,6 +96,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             vars(error)["jupyterhub_message"] = self._unusable(str(error))
             raise
         heritage.inherit(self)
+        self._configured = {name: copy(getattr(self, name)) for name in _SET_BY_OPTIONS}
         startup.when_hub_has_started(LightkubeTemplateSpawner)
 
     @classmethod
@@ -454,9 +457,17 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             await self._given(identity),
             release=identity.user_server_slug,
             namespace=self.namespace,
+            tainted=self._tainted(),
             trusted=self.trusted_values,
         )
         return rendered.objects
+
+    def _tainted(self) -> list[guard.Path]:
+        """Paths of what users can write: also settings that were changed when they sent options."""
+        changed = [
+            (name,) for name, value in self._configured.items() if getattr(self, name) != value
+        ]
+        return [*guard.TAINTED, *self.tainted_values, *(changed if self.user_options else ())]
 
     async def _given(self, identity: Identity) -> dict[str, Any]:
         """The template's values; what fails in a hook on them is not counted as the hub's fault."""

@@ -1305,6 +1305,45 @@ async def test_options_that_no_start_can_use_are_the_users_fault(
     assert hub.left() == set()
 
 
+def _careless(folder: Path, text: str) -> str:
+    """A chart with one more object, which holds ``text``."""
+    (folder / "careless" / "templates").mkdir(parents=True)
+    (folder / "careless" / "Chart.yaml").write_text("apiVersion: v2\nname: demo\nversion: 0.1.0\n")
+    more = f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: more}}\ndata:\n  a: {text}\n"
+    (folder / "careless" / "templates" / "all.yaml").write_text(f"{CHART}---\n{more}")
+    return str(folder / "careless")
+
+
+async def test_a_setting_that_options_set_is_guarded_even_if_they_were_changed(
+    hub: FakeHub,
+) -> None:
+    def apply(spawner: Any, options: Any) -> None:
+        spawner.default_url = options["url"].lower()
+
+    settings = hub.config.LightkubeTemplateSpawner
+    settings.template_path = _careless(hub.folder, "{{ .Values.default_url }}")
+    settings.apply_user_options = apply
+    await hub.spawn(hub.user(), options={"url": "/LAB"})
+    with pytest.raises(hub_spawner.SpawnException, match="because of default_url"):
+        await hub.spawn(hub.user("bob"), options={"url": "/LAB\n  B: c"})
+
+
+async def test_what_the_administrator_says_of_values_counts(hub: FakeHub) -> None:
+    settings = hub.config.LightkubeTemplateSpawner
+    settings.template_path = _careless(hub.folder, "{{ .Values.mail }}")
+    settings.extra_vars = lambda spawner: {"mail": spawner.user_options["mail"].lower()}
+    settings.apply_user_options = lambda spawner, options: None
+    settings.tainted_values = ["mail"]
+    settings.trusted_values = {"user_options.size": ["small", "extra large"]}
+    await hub.spawn(hub.user(), options={"mail": "A@B", "size": "extra large"})
+    with pytest.raises(hub_spawner.SpawnException, match="because of mail") as caught:
+        await hub.spawn(hub.user("bob"), options={"mail": "A\n  B: c"})
+    assert caught.value.reason == "template"
+    with pytest.raises(hub_spawner.SpawnException, match=r"user_options\.size is") as caught:
+        await hub.spawn(hub.user("eve"), options={"mail": "A", "size": "all"})
+    assert (caught.value.status_code, caught.value.reason) == (400, "options")
+
+
 async def test_what_extra_vars_make_of_options_is_not_the_hubs_fault(
     hub: FakeHub, caplog: pytest.LogCaptureFixture
 ) -> None:

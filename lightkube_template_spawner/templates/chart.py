@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ SECONDS_BETWEEN_LOOKS: Final = 0.2
 _EACH_BY_ITSELF: Final = frozenset(
     ("$schema", "$id", "$defs", "definitions", "title", "description", "type", "properties")
 ) | {"required"}
+_TPL: Final = re.compile(rb"\btpl\b")
+_ALL_OPTIONS: Final = re.compile(rb'user_options(?!\.\w)|\bValues\b(?!\.\w|\s+"\w+")')
 _SUFFIXES: Final = (".tgz", ".tar.gz")
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
@@ -58,6 +61,28 @@ class Chart:
         """For the guard, which puts words of its own where a schema may want a number."""
         kept = {k: v for k, v in self.files.items() if PurePosixPath(k).name != SCHEMA}
         return self if len(kept) == len(self.files) else Chart(self.source, kept)
+
+    @cached_property
+    def calls_tpl(self) -> bool:
+        """Whether a template may run text as a template; of a packed subchart it is assumed."""
+        return self._packed or any(_TPL.search(text) for text in self._templates)
+
+    @cached_property
+    def names_options(self) -> bool:
+        """Whether templates use ``user_options`` one by one, by name, and never all of them.
+
+        So they cannot notice how many there are, which spares the guard a render. Whatever uses all
+        values at once may use all options.
+        """
+        return not self.calls_tpl and not any(_ALL_OPTIONS.search(text) for text in self._templates)
+
+    @cached_property
+    def _packed(self) -> bool:
+        return any(name.endswith(_SUFFIXES) for name in self.files)
+
+    @cached_property
+    def _templates(self) -> list[bytes]:
+        return [data for name, data in self.files.items() if "templates/" in name]
 
     def judged(self, values: Mapping[str, Any]) -> str | None:
         """A hash of all that the schema looks at in ``values``; None if that cannot be told.
