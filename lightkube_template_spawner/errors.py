@@ -5,6 +5,7 @@ SpawnerError
 │   ├── TemplateError           the template cannot be found, loaded, rendered, read
 │   ├── ManifestError           a rendered object breaks the template contract
 │   └── UnknownKind             the API server serves no such kind
+├── OptionsRefused              what a user sent for a start is too much, or not allowed
 ├── ClusterError                the API server refused or could not be asked
 │   ├── Forbidden               401, 403: the message names verb, resource and namespace
 │   ├── NotFound                404
@@ -44,6 +45,10 @@ class ManifestError(ConfigurationError):
 
 class UnknownKind(ConfigurationError):
     """The API server serves no such apiVersion and kind."""
+
+
+class OptionsRefused(SpawnerError):
+    """What a user chose or typed for a start is too large, or not among what is allowed."""
 
 
 class ClusterError(SpawnerError):

@@ -7,6 +7,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from datetime import timezone
 from pathlib import Path
@@ -63,7 +64,7 @@ from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import Identity, Policy
 from lightkube_template_spawner.objects.plan import Rules
 from lightkube_template_spawner.objects.status import Ended
-from lightkube_template_spawner.templates import renderer
+from lightkube_template_spawner.templates import guard, limits, renderer
 from lightkube_template_spawner.templates.redaction import Mask, masked_log
 
 _POLL_PATIENCE = 2.0  # seconds that a poll waits for a first list: the hub's start waits for polls
@@ -71,6 +72,7 @@ _ADOPT_PATIENCE = 2.5  # the same for a server that was ready when the former hu
 _PORT = 8888
 _NOW = 1  # grace for a stop "now"; with 0 the process outlives its object
 _PURGE_TRIES = 3
+_SET_BY_OPTIONS = ("cmd", "args", "default_url", "notebook_dir")  # by `apply_user_options`
 
 
 class LightkubeTemplateSpawner(Settings, Spawner):
@@ -94,6 +96,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             heritage.inherit(self)
         except TraitError as error:
             raise self._unusable(error, kwargs.get("config") or Config()) from None
+        self._configured = {name: copy(getattr(self, name)) for name in _SET_BY_OPTIONS}
         startup.when_hub_has_started(LightkubeTemplateSpawner)
 
     @classmethod
@@ -174,6 +177,12 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             "%s is ready at %s after %.1f s", self._log_name, record.url, time.monotonic() - began
         )
         return record.url
+
+    async def _run_apply_user_options(self, user_options: Any) -> None:
+        """Refuse with 400 what no start could use, before hooks see it; the hub calls this."""
+        with self._explaining():
+            limits.check_options(user_options)
+        await super()._run_apply_user_options(user_options)
 
     async def _launch(self, began: float) -> tuple[Launcher, Record]:
         launcher = await self._launcher()
@@ -451,6 +460,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             timeout=self.render_timeout,
             strict=self.strict_values,
         )
+        limits.check_options(self.user_options)  # saved by an older hub, or set by a hook
         values, self._mask = await template_values.build(
             self,
             identity,
@@ -461,9 +471,17 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             values,
             release=identity.user_server_slug,
             namespace=self.namespace,
+            tainted=self._tainted(),
             trusted=self.trusted_values,
         )
         return rendered.objects
+
+    def _tainted(self) -> list[guard.Path]:
+        """Paths of what users can write: also settings that were changed when they sent options."""
+        changed = [
+            (name,) for name, value in self._configured.items() if getattr(self, name) != value
+        ]
+        return [*guard.TAINTED, *self.tainted_values, *(changed if self.user_options else ())]
 
     async def _purge(self) -> None:
         identity = self.identity

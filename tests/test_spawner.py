@@ -1418,6 +1418,80 @@ async def test_an_absent_namespace_comes_with_the_command_that_makes_it(
         await hub.start(hub.user())
 
 
+def _nested(depth: int) -> dict[str, Any]:
+    return {"a": _nested(depth - 1)} if depth else {}
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (_nested(400), r"user_options\.a\.a\.a.* levels deep"), ({"a": 10**400}, "64 bits"),
+    ({"a": float("nan")}, "nan"), ({"a": "\ud800"}, "user_options.a holds"),
+    ({"a": ["x" * 1000] * 200}, "128 KiB"),
+], ids=["deep", "huge", "nan", "surrogate", "long"])  # fmt: skip
+@pytest.mark.parametrize("by", ["the user", "a hook"])
+async def test_options_that_no_start_can_use_are_the_users_fault(
+    hub: FakeHub, fake: FakeApiServer, options: dict[str, Any], words: str, by: str
+) -> None:
+    def late(spawner: Any) -> None:
+        spawner.user_options = options
+
+    if by == "a hook":
+        hub.config.LightkubeTemplateSpawner.pre_spawn_hook = late
+    with pytest.raises(hub_spawner.SpawnException, match=words) as caught:
+        await hub.spawn(hub.user(), options=options if by == "the user" else {"a": "b"})
+    assert (caught.value.status_code, caught.value.reason) == (400, "options")
+    assert hub.left() == set()
+
+
+def _careless(folder: Path, text: str) -> str:
+    """A chart with one more object, which holds ``text``."""
+    (folder / "careless" / "templates").mkdir(parents=True)
+    (folder / "careless" / "Chart.yaml").write_text("apiVersion: v2\nname: demo\nversion: 0.1.0\n")
+    more = f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: more}}\ndata:\n  a: {text}\n"
+    (folder / "careless" / "templates" / "all.yaml").write_text(f"{CHART}---\n{more}")
+    return str(folder / "careless")
+
+
+async def test_a_setting_that_options_set_is_guarded_even_if_they_were_changed(
+    hub: FakeHub,
+) -> None:
+    def apply(spawner: Any, options: Any) -> None:
+        spawner.default_url = options["url"].lower()
+
+    settings = hub.config.LightkubeTemplateSpawner
+    settings.template_path = _careless(hub.folder, "{{ .Values.default_url }}")
+    settings.apply_user_options = apply
+    await hub.spawn(hub.user(), options={"url": "/LAB"})
+    with pytest.raises(hub_spawner.SpawnException, match="because of default_url"):
+        await hub.spawn(hub.user("bob"), options={"url": "/LAB\n  B: c"})
+
+
+async def test_what_the_administrator_says_of_values_counts(hub: FakeHub) -> None:
+    settings = hub.config.LightkubeTemplateSpawner
+    settings.template_path = _careless(hub.folder, "{{ .Values.mail }}")
+    settings.extra_vars = lambda spawner: {"mail": spawner.user_options["mail"].lower()}
+    settings.apply_user_options = lambda spawner, options: None
+    settings.tainted_values = ["mail"]
+    settings.trusted_values = {"user_options.size": ["small", "extra large"]}
+    await hub.spawn(hub.user(), options={"mail": "A@B", "size": "extra large"})
+    with pytest.raises(hub_spawner.SpawnException, match="because of mail") as caught:
+        await hub.spawn(hub.user("bob"), options={"mail": "A\n  B: c"})
+    assert caught.value.reason == "template"
+    with pytest.raises(hub_spawner.SpawnException, match=r"user_options\.size is") as caught:
+        await hub.spawn(hub.user("eve"), options={"mail": "A", "size": "all"})
+    assert (caught.value.status_code, caught.value.reason) == (400, "options")
+
+
+async def test_what_environment_makes_of_options_is_not_the_hubs_fault(
+    hub: FakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment = {"SIZE": lambda spawner: spawner.user_options["size"]}
+    hub.config.LightkubeTemplateSpawner.environment = environment
+    with pytest.raises(hub_spawner.SpawnException, match=r"`environment`.* KeyError") as caught:
+        await hub.start(hub.user())
+    assert (caught.value.status_code, caught.value.reason) == (400, "template")
+    assert "KeyError: 'size'" in caplog.text
+
+
 async def test_the_values(hub: FakeHub, fake: FakeApiServer) -> None:
     hub.config.LightkubeTemplateSpawner.update({
         "mem_limit": "2G", "mem_guarantee": "1G", "cpu_limit": 1.5, "cpu_guarantee": 0.5,

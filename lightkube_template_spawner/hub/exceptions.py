@@ -12,6 +12,7 @@ from lightkube_template_spawner.errors import (
     ClusterError,
     ConfigurationError,
     NotOurs,
+    OptionsRefused,
     SpawnerError,
     StartFailed,
     StartTimeout,
@@ -22,6 +23,7 @@ _NO_NAMESPACE = re.compile(r'namespaces "([^"]+)" not found')
 _REASONS: Mapping[type[SpawnerError], str] = {
     ConfigurationError: "template",
     NotOurs: "ownership",
+    OptionsRefused: "options",
 }
 
 

@@ -28,6 +28,7 @@ from traitlets.config import Configurable
 from lightkube_template_spawner.cluster.cluster import Cluster, shared
 from lightkube_template_spawner.lifecycle import failures
 from lightkube_template_spawner.objects.plan import RETAINED_KINDS
+from lightkube_template_spawner.templates import guard
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _KIND = re.compile(r"(v1|[^/]+/v[^/]+)/[^/]+")
@@ -46,6 +47,16 @@ def _own_namespace() -> str:
     if os.environ.get("POD_NAMESPACE"):
         return os.environ["POD_NAMESPACE"]
     return _ACCOUNT.read_text().strip() if _ACCOUNT.exists() else ""
+
+
+def _path(trait: str, name: Any) -> guard.Path:
+    parts = guard.path(name) if isinstance(name, str | tuple | list) else ()
+    if not parts or not all(isinstance(part, str) and part for part in parts):
+        raise TraitError(
+            f'{trait}: {name!r} is not a path: write "user_options.size", or ("user_options", '
+            '"a.b") where a key holds a dot'
+        )
+    return parts
 
 
 class Settings(Configurable):
@@ -375,13 +386,31 @@ class Settings(Configurable):
         """,
     )
 
-    trusted_values = List(
-        Unicode(),
+    tainted_values: Any = List(
         config=True,
         help="""
-        Paths of values that users can type and that the template may branch on, such as
-        `["user_options.size"]`. What users type is otherwise kept from changing the shape of any
-        object: a template in which it does is refused at the start that would be harmed.
+        Paths of further values that hold what users or their identity provider wrote, and that are
+        guarded as `user_options` is: what `extra_vars` makes of authentication state, or of an
+        option that it changes (`["email", "claims.department"]`; a tuple where a key holds a dot).
+        Unchanged copies of risky options are found without.
+        """,
+    )
+
+    trusted_values = Union(
+        [Dict(), List()],
+        default_value={},
+        config=True,
+        help="""
+        Values that users choose and the template decides by, each with what may be chosen::
+
+            c.LightkubeTemplateSpawner.trusted_values = {
+                "user_options.size": ["small", "extra large"],
+                "user_options.volumes": ["data", "scratch"],  # one of them, or a list of some
+            }
+
+        A start with anything else there is refused. What users send is otherwise kept from changing
+        the shape of any object. A path may be a tuple, for keys that hold dots. See
+        `docs/explanation/templates-and-untrusted-text.md`.
         """,
     )
 
@@ -411,6 +440,26 @@ class Settings(Configurable):
                 "'-', '_' and '.', beginning and ending with a letter or digit"
             )
         return name
+
+    @validate("tainted_values")
+    def _valid_tainted_values(self, proposal: Any) -> list[guard.Path]:
+        return [_path("tainted_values", name) for name in proposal["value"]]
+
+    @validate("trusted_values")
+    def _valid_trusted_values(self, proposal: Any) -> dict[guard.Path, list[Any]]:
+        value = proposal["value"]
+        if isinstance(value, list) and value:
+            raise TraitError(
+                "trusted_values was a list of paths and is now a dictionary that says what may be "
+                f'chosen there, such as {{"{value[0]}": ["small", "large"]}}'
+            )
+        for name, allowed in dict(value).items():
+            if not isinstance(allowed, list | tuple):
+                raise TraitError(
+                    f"trusted_values: {name!r} needs a list of what may be chosen there, not "
+                    f"{type(allowed).__name__}"
+                )
+        return {_path("trusted_values", name): list(few) for name, few in dict(value).items()}
 
     @validate("failure_rules")
     def _valid_failure_rules(self, proposal: Any) -> dict[str, Any]:

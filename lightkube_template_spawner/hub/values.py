@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from jupyterhub.traitlets import ByteSpecification
@@ -25,7 +26,7 @@ async def build(
     """All values of the server that ``spawner`` starts under this identity.
 
     Raises:
-        TemplateError: ``extra_vars`` gives none.
+        TemplateError: ``extra_vars`` gives none, or a function in a trait failed.
     """
     ours = {
         "cmd": list(spawner.cmd or []),
@@ -47,6 +48,8 @@ async def build(
         "kubespawner": kubespawner.plain(spawner.config),
         "internal_ssl": internal_ssl,
     }
+    with _failing(spawner, "a function in the trait `environment`"):
+        env = spawner.get_env()
     extra = await _extra(spawner)
     built = values.build(
         identity,
@@ -55,7 +58,7 @@ async def build(
         namespace=spawner.namespace,
         ip=spawner.ip,
         port=spawner.port,
-        env=spawner.get_env(),
+        env=env,
         ours=ours,
         extra=extra,
     )
@@ -74,17 +77,22 @@ async def _extra(spawner: Any) -> dict[str, Any]:
 
 
 async def _called(spawner: Any) -> Any:
-    """What the administrator's function gives; its own refusals of a start are left alone."""
-    try:
+    with _failing(spawner, "the function of the trait `extra_vars`"):
         given = spawner.extra_vars(spawner)
         return await given if inspect.isawaitable(given) else given
-    except (HTTPError, SpawnerError):
+
+
+@contextmanager
+def _failing(spawner: Any, function: str) -> Iterator[None]:
+    """What an administrator's function raises; its own refusals of a start are left alone."""
+    try:
+        yield
+    except (HTTPError, SpawnerError, TimeoutError):
         raise
     except Exception as error:
-        spawner.log.exception("The function of the trait `extra_vars` failed")
+        spawner.log.exception("%s failed", function)
         raise TemplateError(
-            f"the function of the trait `extra_vars` raised {type(error).__name__}: the hub's log "
-            "says where"
+            f"{function} raised {type(error).__name__}: the hub's log says where"
         ) from None
 
 

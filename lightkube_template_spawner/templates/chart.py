@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ SECONDS_BETWEEN_LOOKS: Final = 0.2
 _EACH_BY_ITSELF: Final = frozenset(
     ("$schema", "$id", "$defs", "definitions", "title", "description", "type", "properties")
 ) | {"required"}
+_TPL: Final = re.compile(rb"\btpl\b")
+_ALL_OPTIONS: Final = re.compile(rb'user_options(?!\.\w)|\bValues\b(?!\.\w|\s+"\w+")')
 _SUFFIXES: Final = (".tgz", ".tar.gz")
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
@@ -57,6 +60,28 @@ class Chart:
         """For the guard, which puts words of its own where a schema may want a number."""
         kept = {k: v for k, v in self.files.items() if PurePosixPath(k).name != SCHEMA}
         return self if len(kept) == len(self.files) else Chart(self.source, kept)
+
+    @cached_property
+    def calls_tpl(self) -> bool:
+        """Whether a template may run text as a template; of a packed subchart it is assumed."""
+        return self._packed or any(_TPL.search(text) for text in self._templates)
+
+    @cached_property
+    def names_options(self) -> bool:
+        """Whether templates use ``user_options`` one by one, by name, and never all of them.
+
+        So they cannot notice how many there are, which spares the guard a render. Whatever uses all
+        values at once may use all options.
+        """
+        return not self.calls_tpl and not any(_ALL_OPTIONS.search(text) for text in self._templates)
+
+    @cached_property
+    def _packed(self) -> bool:
+        return any(name.endswith(_SUFFIXES) for name in self.files)
+
+    @cached_property
+    def _templates(self) -> list[bytes]:
+        return [data for name, data in self.files.items() if "templates/" in name]
 
     def judged(self, values: Mapping[str, Any]) -> str | None:
         """A hash of all that the schema looks at in ``values``; None if that cannot be told.
@@ -147,7 +172,7 @@ def _read(path: Path) -> tuple[Fingerprint, Chart]:
         except OSError as error:
             raise TemplateError(f"The template {path} cannot be read: {error.strerror}.") from error
         if _fingerprint(path) == before:
-            return before, Chart(str(path), _unflattened(files))
+            return before, Chart(str(path), _inside(path, _unflattened(files)))
     raise TemplateError(f"The template {path} keeps changing while it is read; try again.")
 
 
@@ -224,7 +249,7 @@ def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
                 stream = archive.extractfile(member) if member.isfile() else None
                 if stream is None:
                     continue
-                if name.is_absolute() or ".." in name.parts or len(name.parts) < 2:
+                if _leaves(name) or len(name.parts) < 2:
                     raise TemplateError(
                         f"The archive {path} is not a chart's: it holds {member.name!r}."
                     )
@@ -251,6 +276,21 @@ def _unflattened(files: dict[str, bytes]) -> dict[str, bytes]:
     if flat and any(name.startswith("templates__") for name in files):
         return {name.replace("__", "/"): data for name, data in files.items()}
     return files
+
+
+def _inside(path: Path, files: dict[str, bytes]) -> dict[str, bytes]:
+    """``files``, none of which lies outside the chart: Helm gets them written by these names."""
+    for name in files:
+        if _leaves(PurePosixPath(name)):
+            raise TemplateError(
+                f"The template {path} is not a chart: one of its files would be {name!r}, outside "
+                "of it. In a ConfigMap's keys `__` stands for `/`: rename that key."
+            )
+    return files
+
+
+def _leaves(name: PurePosixPath) -> bool:
+    return name.is_absolute() or ".." in name.parts
 
 
 def _check(chart: Chart) -> None:

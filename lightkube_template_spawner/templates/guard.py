@@ -1,91 +1,144 @@
-"""Finds out whether what a user typed changes the shape of a manifest.
+"""Finds out whether what a user sent changes the shape of a manifest.
 
 A chart that writes ``image: {{ .Values.image }}`` without quotes lets a user's text become YAML:
-more keys, more documents, a privileged container. So a chart is rendered twice when a user's text
-could do that: once with the real values and once with a harmless word, the *canary*, in the place
-of each such text. The two results must have the same documents, keys, list lengths and types, and
-where a canary shows, the user's text must show whole. Charts that pipe user text through `quote`
-or `toJson` always pass.
+more keys, more documents, a privileged container. So a chart is rendered again when a user's input
+could do that, with harmless words, *canaries*, in the places of such texts, and with one more entry
+in each list and mapping that a user made. Both results must have the same documents, keys, list
+lengths and types, and where a canary shows, the user's text must show whole. Charts that pick
+single options by name and pipe them through `quote` always pass.
 
-It cannot tell a chart that *decides* by such a text (``if eq .Values.user_options.size "extra
-large"``) from one that is tricked by it: such values are named as trusted.
+Texts such as `2` or `true` are different: no chart can be tricked by them into more than another
+type, and many decide by them. So only the places where they show are compared.
+
+What is not seen is said in ``docs/explanation/templates-and-untrusted-text.md``.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lightkube_template_spawner.errors import TemplateError
-from lightkube_template_spawner.objects.kubeyaml import plain_scalar
+from lightkube_template_spawner.errors import OptionsRefused, TemplateError
+from lightkube_template_spawner.templates.canaries import (
+    NOT_TRACED,
+    Canaries,
+    Path,
+    Probe,
+    is_exact,
+    is_harmless,
+    path,
+    place,
+)
+from lightkube_template_spawner.templates.plain import shown
+
+__all__ = ["Path", "Probe", "Trusted", "Undecided", "is_exact", "is_harmless", "path"]
 
 #: Top-level values that hold what users, their browsers or their identity provider wrote.
-TAINTED: Final = (
-    "unescaped_username",
-    "unescaped_servername",
-    "user_options",
-    "groups",
-    "annotations",
-    "env",
-    "env_list",
+TAINTED: Final[tuple[Path, ...]] = (
+    ("unescaped_username",),
+    ("unescaped_servername",),
+    ("user_options",),
+    ("groups",),
+    ("annotations",),
+    ("env",),
+    ("env_list",),
 )
-#: A user called `y` or `1e3` must not become a boolean or a number. Options and variables may be
-#: words like `true` and `2`, and charts decide by them.
-_NAMES: Final = frozenset(("unescaped_username", "unescaped_servername"))
-#: Copies of these in other values are not looked for: they are many, short and common.
-_NOT_TRACED: Final = frozenset(("env", "env_list"))
-_SHORTEST_TRACED_PART: Final = 4
+#: Line breaks of YAML 1.1 that most programs print as they are; YAML reads them as a space.
+_BREAKS: Final = re.compile("[\x85\u2028\u2029]")
+_SPACE: Final = re.compile("[\\s\x85\u2028\u2029]+")
 
-#: A key may turn into `true`, but not into anything but a key.
-_SAFE_KEY: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._@/+ -]*[A-Za-z0-9_])?\Z")
-_SAFE: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._@/:+-]*[A-Za-z0-9])?\Z")
+#: What may be chosen at each path that a template decides by.
+Trusted = Mapping[Path, Sequence[Any]]
 
 
-def is_harmless(text: str) -> bool:
-    """Whether ``text`` is one scalar wherever it is put in YAML, with or without quotes."""
-    return not text or bool(_SAFE.match(text))
+class Undecided(TemplateError):
+    """The template does something else when other text stands in a text's place."""
 
 
-def is_exact(text: str) -> bool:
-    """Whether it is the same string, too, and not a number, a boolean or null."""
-    return not text or (is_harmless(text) and isinstance(plain_scalar(text), str))
+def check_allowed(values: Mapping[str, Any], trusted: Trusted) -> None:
+    """Check what users chose where the template may decide by it.
+
+    A list passes, too, if all its items are allowed and no two are equal.
+
+    Raises:
+        OptionsRefused: a value is not among the allowed ones; names it and them.
+    """
+    for where, allowed in trusted.items():
+        texts = [_json(one) for one in allowed]
+        for value in _at(values, where):
+            items = [_json(one) for one in value] if isinstance(value, list) else [""]
+            chosen = len(set(items)) == len(items) and set(items) <= set(texts)
+            if not chosen and _json(value) not in texts:
+                raise OptionsRefused(
+                    f"{place(where)} is {shown(_json(value))}, which is not among what may be "
+                    f"chosen: {', '.join(shown(text) for text in texts[:10])}."
+                )
 
 
-@dataclass(frozen=True)
-class Probe:
-    """``values`` with canaries in them, and what each canary stands for."""
+def check_syntax(
+    values: Mapping[str, Any], tainted: Collection[Path], trusted: Collection[Path]
+) -> None:
+    """Refuse Go template syntax in what users wrote: for charts that call `tpl`.
 
-    values: dict[str, Any]
-    texts: Mapping[str, str]
-    places: Mapping[str, str]
-    canary: re.Pattern[str]
+    Raises:
+        TemplateError: a text or key holds `{{`; names its place.
+    """
+    for where in tainted:
+        if where[0] not in NOT_TRACED:
+            for value in _at(values, where):
+                _check_syntax(value, where, trusted)
+
+
+def _check_syntax(value: Any, where: Path, trusted: Collection[Path]) -> None:
+    if where in trusted:
+        return
+    if isinstance(value, str) and "{{" in value:
+        raise TemplateError(
+            f"The text of {place(where)} holds `{{{{`, and the template calls `tpl`, which would "
+            "run it. Nothing was created. Send it without, or remove `tpl` from the template."
+        )
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_syntax(key, (*where, "(a key)"), trusted)
+            _check_syntax(item, (*where, key), trusted)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_syntax(item, (*where, index), trusted)
 
 
 def probe(
-    values: Mapping[str, Any], tainted: Collection[str] = TAINTED, trusted: Collection[str] = ()
+    values: Mapping[str, Any],
+    tainted: Collection[Path] = TAINTED,
+    trusted: Collection[Path] = (),
+    *,
+    lookalikes: bool = False,
+    named: bool = False,
 ) -> Probe | None:
-    """The values for the second render; None if no user's text could do any harm.
+    """The values for another render; None if nothing that users sent could do any harm.
 
-    ``tainted`` are top-level names; ``trusted`` are exceptions by path (``user_options.size``).
-    Unsafe text that was copied from a tainted value into another value is found, too.
+    ``trusted`` are exceptions: what ``check_allowed`` has let through. Text that was copied from a
+    tainted value into another value is found, too. With ``lookalikes``, texts that YAML may read as
+    another type are replaced as well; ``named`` says that the template picks options by name only.
     """
-    canaries = _Canaries(frozenset(trusted))
-    replaced = dict(values)
-    for name in sorted(tainted, key=_NOT_TRACED.__contains__):
-        if name in values:
-            replaced[name] = canaries.replace(values[name], name)
-            if name not in _NOT_TRACED:
-                canaries.trace()
-    if not canaries.by_text:
-        return None
-    for name in values.keys() - set(tainted):
-        replaced[name] = canaries.replace_copies(values[name], name)
-    texts = {canary: text for text, canary in canaries.by_text.items()}
-    return Probe(replaced, texts, canaries.places, canaries.pattern)
+    replaced = None if lookalikes else _NONE
+    canaries = Canaries(frozenset(trusted), risky=True, lookalikes=replaced, named=named)
+    return canaries.probe(values, tainted)
+
+
+def probe_of(
+    texts: Collection[str],
+    values: Mapping[str, Any],
+    tainted: Collection[Path] = TAINTED,
+    trusted: Collection[Path] = (),
+) -> Probe | None:
+    """The values with only these look-alikes replaced, for ``compare_types``."""
+    canaries = Canaries(frozenset(trusted), risky=False, lookalikes=frozenset(texts))
+    return canaries.probe(values, tainted)
+
+
+_NONE: Final[frozenset[str]] = frozenset()
 
 
 def compare(
@@ -101,67 +154,13 @@ def compare(
             comparison.same(one, other, source, "")
 
 
-@dataclass
-class _Canaries:
-    """Replaces unsafe texts, equal ones by the same canary."""
-
-    trusted: frozenset[str]
-    by_text: dict[str, str] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
-    traced: frozenset[str] = frozenset()
-    # Nobody can type a canary in advance. Upper case and marks make it vanish, as it must, when a
-    # chart changes the text (`lower`, a regular expression, `b64enc`).
-    nonce: str = field(default_factory=lambda: secrets.token_hex(4))
-
-    @property
-    def pattern(self) -> re.Pattern[str]:
-        return re.compile(rf"Zq\.[0-9]+_{self.nonce}@qZ(?:\$\(q\))?")
-
-    def trace(self) -> None:
-        self.traced = frozenset(self.by_text)
-
-    def replace(self, value: Any, place: str) -> Any:
-        if place in self.trusted:
-            return value
-        if isinstance(value, str):
-            safe = is_exact(value) if place in _NAMES else is_harmless(value)
-            return value if safe else self._canary(value, place)
-        return self._inside(value, place, self.replace)
-
-    def replace_copies(self, value: Any, place: str) -> Any:
-        if place in self.trusted or not self.traced:
-            return value
-        if isinstance(value, str):
-            return self._canary(value, place) if self._is_copy(value) else value
-        return self._inside(value, place, self.replace_copies)
-
-    def _inside(self, value: Any, place: str, replace: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {
-                key if _SAFE_KEY.match(key) else replace(key, f"{place} (a key)"): replace(
-                    item, f"{place}.{key}"
-                )
-                for key, item in value.items()
-            }
-        if isinstance(value, list | tuple):
-            return [replace(item, f"{place}[{index}]") for index, item in enumerate(value)]
-        return value
-
-    def _is_copy(self, text: str) -> bool:
-        if is_harmless(text):
-            return False
-        return text in self.traced or any(
-            part in text for part in self.traced if len(part) >= _SHORTEST_TRACED_PART
-        )
-
-    def _canary(self, text: str, place: str) -> str:
-        if text not in self.by_text:
-            # Charts may decide by Kubernetes' own `$(NAME)`, which is harmless in YAML.
-            reference = "$(q)" if "$(" in text else ""
-            canary = f"Zq.{len(self.by_text)}_{self.nonce}@qZ{reference}"
-            self.by_text[text] = canary
-            self.places[canary] = place
-        return self.by_text[text]
+def compare_types(
+    real: Mapping[str, Sequence[Any]], probed: Mapping[str, Sequence[Any]], probe: Probe
+) -> None:
+    """Raise TemplateError if a text became a number, a boolean or null; Undecided if unclear."""
+    comparison = _Comparison(probe)
+    for source in sorted(real.keys() | probed.keys()):
+        comparison.types(list(real.get(source, ())), list(probed.get(source, ())), source, "")
 
 
 class _Comparison:
@@ -189,18 +188,39 @@ class _Comparison:
         elif isinstance(real, str):
             self._whole(real, probed, source, path)
 
+    def types(self, real: Any, probed: Any, source: str, path: str) -> None:
+        """Only what both have, for a template may decide by such texts what it renders."""
+        if isinstance(probed, str):
+            shows = self._probe.canary.search(probed)
+            if isinstance(real, bool | int | float) or (real is None and shows):
+                raise self.shape(source, path, f"text became {_kind(real)}", probed)
+        elif isinstance(probed, dict) and isinstance(real, dict):
+            for key, item in probed.items():
+                restored = self._restored(key)
+                if restored in real:
+                    self.types(real[restored], item, source, f"{path}.{key}" if path else key)
+                elif restored != key:
+                    raise self.shape(source, path, "a key became another", probed)
+        elif isinstance(probed, list) and isinstance(real, list):
+            if len(real) != len(probed):
+                raise Undecided(str(self.shape(source, path, "a list's length changed", probed)))
+            for index, (item, other) in enumerate(zip(real, probed, strict=True)):
+                self.types(item, other, source, f"{path}[{index}]")
+
     def shape(self, source: str, path: str, change: str, probed: Any) -> TemplateError:
         return TemplateError(
-            f"{source}{_at(path)}: {change}, because the text of {self._names(probed)} is read as "
-            "YAML (or the template decides by it). Nothing was created. Pipe the value through "
-            "`quote` or `toJson` in the template, or, if it decides by it, name it as trusted."
+            f"{source}{_at_path(path)}: {change}, because of {self._names(probed)}: it is read as "
+            "YAML, or the template decides by it. Nothing was created. In the template, pick one "
+            "value and pipe it through `quote` (`toString | quote` if it may be a list or a "
+            "mapping); if the template decides by it, set `trusted_values` to what may be chosen."
         )
 
     def _whole(self, real: str, probed: str, source: str, path: str) -> None:
         for canary in self._probe.canary.findall(probed):
-            if not any(form in real for form in _forms(self._probe.texts[canary])):
+            text = self._probe.texts[canary]
+            if text != canary and not any(_holds(real, form) for form in _forms(text)):
                 raise TemplateError(
-                    f"{source}{_at(path)}: the text of {self._probe.places[canary]} does not "
+                    f"{source}{_at_path(path)}: the text of {self._probe.places[canary]} does not "
                     "arrive whole. Nothing was created. Pipe it through `quote` or `toJson`, "
                     "without quotation marks around them."
                 )
@@ -210,9 +230,28 @@ class _Comparison:
 
     def _names(self, probed: Any) -> str:
         """The values whose canaries are at the place in question, or else all of them."""
-        found = self._probe.canary.findall(json.dumps(probed))
-        names = sorted({self._probe.places[canary] for canary in found or self._probe.places})
+        shown_here = self._probe.canary.findall(json.dumps(probed))
+        names = sorted({self._probe.places[canary] for canary in shown_here or self._probe.places})
         return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _at(values: Any, where: Path) -> list[Any]:
+    """What is at ``where``, if anything is."""
+    for key in where:
+        if not isinstance(values, Mapping) or key not in values:
+            return []
+        values = values[key]
+    return [values]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _holds(real: str, form: str) -> bool:
+    if form in real:
+        return True
+    return bool(_BREAKS.search(form)) and _SPACE.sub(" ", form) in _SPACE.sub(" ", real)
 
 
 def _forms(text: str) -> Iterator[str]:
@@ -242,5 +281,5 @@ def _count(items: Any, noun: str = "document") -> str:
     return f"{len(items)} {noun}" + ("" if len(items) == 1 else "s")
 
 
-def _at(path: str) -> str:
+def _at_path(path: str) -> str:
     return f", {path}" if path else ""

@@ -5,31 +5,51 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from lightkube_template_spawner.errors import TemplateError
 
+#: A manifest may be 100 levels deep; what holds itself must not end in a RecursionError.
+MAX_DEPTH: Final = 60
+_LONGEST_SHOWN: Final = 80
 
-def plain(value: Any, place: str = "") -> Any:
+
+def plain(value: Any, place: str = "", depth: int = 0) -> Any:
     """``value`` as lists, dicts and scalars; TemplateError names the place of anything else."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
         return _text(str(value), place)
     if isinstance(value, int):
-        return int(value)
+        return _integer(int(value), place)
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise TemplateError(f"The value {place or '.'} is {value}, which JSON does not have.")
+            raise TemplateError(f"The value {shown(place)} is {value}, which JSON does not have.")
         return float(value)
+    if depth > MAX_DEPTH:
+        raise TemplateError(
+            f"The value {shown(place)} lies more than {MAX_DEPTH} levels deep; does a value hold "
+            "itself?"
+        )
     if isinstance(value, Mapping):
-        return {_key(key, place): plain(item, _join(place, key)) for key, item in value.items()}
+        return {
+            _key(key, place): plain(item, _join(place, key), depth + 1)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [plain(item, f"{place}[{index}]") for index, item in enumerate(value)]
+        return [plain(item, f"{place}[{n}]", depth + 1) for n, item in enumerate(value)]
     raise TemplateError(
-        f"The value {place or '.'} is a {type(value).__name__}, which a template cannot take. "
+        f"The value {shown(place)} is a {type(value).__name__}, which a template cannot take. "
         "Values are text, numbers, booleans, None, lists and dictionaries: convert it first."
     )
+
+
+def shown(place: Any) -> str:
+    """A place or key as a message can show it: of keys that a user chose, not the whole."""
+    if not isinstance(place, str):
+        return str(place) if isinstance(place, int) and abs(place) < 2**64 else "?"
+    cut = place if len(place) <= _LONGEST_SHOWN else f"{place[:_LONGEST_SHOWN]}…"
+    return cut.encode(errors="replace").decode() or "."
 
 
 def to_json(values: Any) -> str:
@@ -37,10 +57,19 @@ def to_json(values: Any) -> str:
     return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
 
+def _integer(number: int, place: str) -> int:
+    if not -(2**63) <= number < 2**64:
+        raise TemplateError(
+            f"The value {shown(place)} is a number of more than 64 bits: write it as text."
+        )
+    return number
+
+
 def _key(key: Any, place: str) -> str:
     if not isinstance(key, str):
         raise TemplateError(
-            f"The value {place or '.'} has the key {key!r}, a {type(key).__name__}: keys are text."
+            f"The value {shown(place)} has the key {shown(key)}, a {type(key).__name__}: keys are "
+            "text."
         )
     return _text(str(key), place)
 
@@ -52,7 +81,7 @@ def _text(text: str, place: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise TemplateError(
-            f"The value {place or '.'} holds bytes that are not text (half a character)."
+            f"The value {shown(place)} holds bytes that are not text (half a character)."
         ) from None
     return text
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+from lightkube_template_spawner.templates.plain import MAX_DEPTH
+
 _SECRET_NAME: Final = re.compile(r"TOKEN|SECRET|PASS|KEY|CREDENTIAL", re.IGNORECASE)
 # Of other values only the text itself: `secretName` and `imagePullSecrets` are what errors name.
 _SECRET_VALUE: Final = re.compile(
@@ -75,7 +77,7 @@ def _forms(text: str) -> Iterator[str]:
     yield text
     yield json.dumps(text)[1:-1]
     yield json.dumps(text, ensure_ascii=False)[1:-1]
-    yield base64.b64encode(text.encode()).decode()
+    yield base64.b64encode(text.encode(errors="replace")).decode()
     lines = text.splitlines()
     if len(lines) > 1:
         yield from (line for line in lines if len(line) >= _SHORTEST_LINE)
@@ -101,10 +103,10 @@ def _environment(env: Any) -> Iterator[tuple[str, str]]:
                 yield from ((str(name), text) for _, text in _environment(value))
 
 
-def _named(values: Mapping[str, Any], place: str) -> Iterator[tuple[str, str]]:
+def _named(values: Mapping[str, Any], place: str, depth: int = 0) -> Iterator[tuple[str, str]]:
     """Texts that their own names call secret, such as `extra_vars` of a database's password."""
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _named(value, f"{place}{name}.")
+        if isinstance(value, Mapping) and depth <= MAX_DEPTH:  # nothing deeper is rendered
+            yield from _named(value, f"{place}{name}.", depth + 1)
         elif isinstance(value, str) and _SECRET_VALUE.search(str(name)):
             yield value, f"[{place}{name}]"

@@ -8,9 +8,10 @@ what they render is read as Kubernetes reads it and guarded against text that us
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -41,6 +42,9 @@ _NO_HELM: Final = (
 )
 
 
+_NOTHING: Final[guard.Trusted] = {}
+#: Texts that look like numbers are looked at one by one, if they must be, up to so many.
+_ONE_BY_ONE: Final = 16
 _Key = tuple[Path, str | None, float, bool]
 _open: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Key, Renderer]] = WeakKeyDictionary()
 
@@ -67,13 +71,13 @@ class Renderer(Protocol):
         *,
         release: str,
         namespace: str,
-        tainted: Collection[str] = guard.TAINTED,
-        trusted: Collection[str] = (),
+        tainted: Collection[guard.Path] = guard.TAINTED,
+        trusted: guard.Trusted = _NOTHING,
     ) -> Rendered:
         """Render with ``values``; TemplateError says what is wrong with them or the template.
 
-        ``tainted`` names the top-level values that users can write, ``trusted`` the paths among
-        them that the template decides by (see ``guard``).
+        ``tainted`` are the paths of the values that users can write, ``trusted`` those among them
+        that the template decides by, with what may be chosen there (see ``guard``).
         """
         ...
 
@@ -166,8 +170,8 @@ class _HelmRenderer:
         *,
         release: str,
         namespace: str,
-        tainted: Collection[str] = guard.TAINTED,
-        trusted: Collection[str] = (),
+        tainted: Collection[guard.Path] = guard.TAINTED,
+        trusted: guard.Trusted = _NOTHING,
     ) -> Rendered:
         plain: dict[str, Any] = payload.plain(values)
         chart = await self._source.current()
@@ -181,14 +185,19 @@ class _HelmRenderer:
             strict=self._strict,
         )
         try:
+            guard.check_allowed(plain, trusted)
+            if chart.calls_tpl:
+                guard.check_syntax(plain, tainted, trusted)
             documents = await self._run(request)
-            objects = _parsed(documents)
-            rendered = Rendered(documents, objects, chart.digest)
-            probe = guard.probe(plain, tainted, trusted)
-            if probe is not None:
-                guard.compare(objects, await self._probed(request, probe, rendered), probe)
+            rendered = Rendered(documents, _parsed(documents), chart.digest)
+            await _Guarded(self._probed, request, rendered, plain, tainted, trusted).check()
         except TemplateError as error:
             raise type(error)(Mask(plain)(str(error))) from None
+        except (ArithmeticError, RecursionError, TypeError, ValueError) as error:
+            raise TemplateError(
+                f"The template {chart.source} cannot be rendered with these values: "
+                f"{type(error).__name__}."
+            ) from error
         if judged is not None and len(self._fitting) < _FITTING_KEPT:
             self._fitting.add(judged)
         return rendered
@@ -209,10 +218,11 @@ class _HelmRenderer:
             return {**same, **_parsed(changed)}
         except TemplateError as error:
             names = sorted(set(probe.places.values()))
-            raise TemplateError(
+            raise guard.Undecided(
                 "The template renders, but fails when other text stands in its place, so it "
                 "cannot be told whether users can change its shape. If it decides by one of "
-                f"these, name that as trusted: {', '.join(names[:10])}. ({error})"
+                "these, set `trusted_values` to what may be chosen there: "
+                f"{', '.join(names[:10])}. ({error})"
             ) from None
 
     async def _run(self, request: Request) -> dict[str, str]:
@@ -227,6 +237,59 @@ class _HelmRenderer:
                 self._engine = _command(self._log, self._strict)
         await engine.aclose()
         return await self._engine.render(request, self._timeout)
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """The comparisons of one render; ``probed`` renders once more."""
+
+    probed: Callable[[Request, guard.Probe, Rendered], Awaitable[dict[str, list[Any]]]]
+    request: Request
+    rendered: Rendered
+    values: Mapping[str, Any]
+    tainted: Collection[guard.Path]
+    trusted: Collection[guard.Path]
+
+    async def check(self) -> None:
+        """One more render for a chart that decides by nothing; none if nothing could do harm."""
+        probe = self._probe(lookalikes=True)
+        if probe is None:
+            return
+        try:
+            await self._compare(probe)
+        except TemplateError:
+            if not probe.lookalikes:
+                raise
+            await self._compare(self._probe(lookalikes=False))
+            await self._check_types(probe.lookalikes)
+
+    def _probe(self, *, lookalikes: bool) -> guard.Probe | None:
+        named = self.request.chart.names_options
+        return guard.probe(
+            self.values, self.tainted, self.trusted, lookalikes=lookalikes, named=named
+        )
+
+    async def _compare(self, probe: guard.Probe | None) -> None:
+        if probe is not None:
+            probed = await self.probed(self.request, probe, self.rendered)
+            guard.compare(self.rendered.objects, probed, probe)
+
+    async def _check_types(self, texts: Sequence[str]) -> None:
+        """Together; if the template decides by one of them, one by one."""
+        try:
+            await self._compare_types(texts)
+        except guard.Undecided:
+            if len(texts) > _ONE_BY_ONE:
+                raise
+            for text in texts if len(texts) > 1 else ():
+                with contextlib.suppress(guard.Undecided):  # it decides by this one
+                    await self._compare_types([text])
+
+    async def _compare_types(self, texts: Sequence[str]) -> None:
+        probe = guard.probe_of(texts, self.values, self.tainted, self.trusted)
+        if probe is not None:
+            probed = await self.probed(self.request, probe, self.rendered)
+            guard.compare_types(self.rendered.objects, probed, probe)
 
 
 def _parsed(documents: Mapping[str, str]) -> dict[str, list[Any]]:

@@ -61,7 +61,7 @@ def env_list(env: Mapping[str, Any]) -> list[dict[str, Any]]:
             text = env[name] if isinstance(env[name], str) else ""
             found = {use for use in _USE.findall(text) if use in env and use != name}
             uses = sorted(use for use in found if use not in order and use not in open_names)
-            if uses and name not in open_names:
+            if uses:
                 open_names.add(name)
                 waiting += reversed(uses)
             else:

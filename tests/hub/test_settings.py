@@ -176,3 +176,38 @@ def test_the_packaged_chart_is_found_inside_or_beside_the_package(
     assert default_chart() == tmp_path / "charts" / "user-server"
     (package / "charts" / "user-server").mkdir(parents=True)
     assert default_chart() == package / "charts" / "user-server"
+
+
+# -- what users may write -------------------------------------------------------------------------
+
+
+def test_trusted_values_say_what_may_be_chosen() -> None:
+    given = {"user_options.size": ["small"], ("user_options", "a.b"): (1, 2)}
+    assert configured(trusted_values=given).trusted_values == {
+        ("user_options", "size"): ["small"],
+        ("user_options", "a.b"): [1, 2],
+    }
+    assert configured(trusted_values=[]).trusted_values == {}
+    assert configured(tainted_values=["email", ("a.b", "c")]).tainted_values == [
+        ("email",),
+        ("a.b", "c"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"trusted_values": ["user_options.size"]},
+            r'is now a dictionary.*"user_options\.size": \[',
+        ),
+        ({"trusted_values": {"user_options.size": "small"}}, "needs a list of what may be chosen"),
+        ({"trusted_values": {"": ["small"]}}, "trusted_values: '' is not a path"),
+        ({"trusted_values": {("a", 1): ["small"]}}, "is not a path"),
+        ({"tainted_values": ["a..b"]}, "tainted_values: 'a..b' is not a path"),
+        ({"tainted_values": [1]}, "is not a path"),
+    ],
+)
+def test_mistakes_about_what_users_may_write(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(TraitError, match=words):
+        configured(**values)

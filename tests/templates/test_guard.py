@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lightkube_template_spawner.errors import TemplateError
+from lightkube_template_spawner.errors import OptionsRefused, TemplateError
 from lightkube_template_spawner.objects import kubeyaml
 from lightkube_template_spawner.templates import guard
 
@@ -126,7 +126,9 @@ def shape(value: Any, name: str) -> Any:
 @pytest.mark.parametrize("text", ["alice", "a.b@x.org", "http://hub:8081/hub/api", "a1-b_c"])
 def test_ordinary_text_needs_no_second_render(text: str) -> None:
     assert guard.is_exact(text)
-    assert guard.probe({"unescaped_username": text, "user_options": {"a": [text]}}) is None
+    values = {"unescaped_username": text, "user_options": {"a": text}}
+    assert guard.probe(values, named=True, lookalikes=True) is None
+    assert guard.probe({**values, "user_options": {}}, lookalikes=True) is None
 
 
 WORDS = ["on", "n", "null", "0x1F", "1_000", "1e3", "12345", "true"]
@@ -141,7 +143,7 @@ def test_text_that_may_change(text: str) -> None:
 def test_charts_may_decide_by_words_and_by_nothing() -> None:
     """`if .Values.unescaped_servername` tells named servers; a form's checkbox sends `true`."""
     values = {"unescaped_servername": "", "user_options": {"gpu": "true", "cores": "2"}}
-    assert guard.probe(values) is None
+    assert guard.probe(values, named=True) is None
     probe = guard.probe({"unescaped_username": "12345", "args": ["12345"], "default_url": ""})
     assert probe is not None
     assert probe.values["unescaped_username"] != "12345"
@@ -169,18 +171,64 @@ def test_canaries_replace_tainted_text_and_its_copies() -> None:
     assert got["args"][0] != got["image"]
     assert got["user_options"]["n"] == 3
     assert got["user_options"]["list"][1] == "ok"
+    assert len(got["user_options"]["list"]) == 3
+    assert len(got["user_options"]) == 4
     assert got["mountPath"] == "/home/jovyan"
     assert values["unescaped_username"] == "a b"
 
 
 def test_trusted_values_stay() -> None:
     values = {"user_options": {"size": "extra large", "other": "a b"}}
-    probe = guard.probe(values, trusted=["user_options.size"])
+    probe = guard.probe(values, trusted=[("user_options", "size")])
     assert probe is not None
     assert probe.values["user_options"]["size"] == "extra large"
     assert probe.values["user_options"]["other"] != "a b"
-    assert guard.probe(values, trusted=["user_options"]) is None
-    assert guard.probe(values, tainted=["env"]) is None
+    assert guard.probe(values, trusted=[("user_options",)]) is None
+    assert guard.probe(values, tainted=[("env",)]) is None
+
+
+def test_a_key_with_a_dot_is_no_path() -> None:
+    trusted: guard.Trusted = {("profile", "size"): ["a b"]}
+    values = {"user_options": {}, "profile.size": "x y"}
+    guard.check_allowed(values, trusted)
+    probe = guard.probe(values, tainted=[("profile.size",)], trusted=list(trusted))
+    assert probe is not None
+    assert probe.values["profile.size"] != "x y"
+    assert guard.path("a.b") == guard.path(("a", "b")) != guard.path(("a.b",))
+
+
+def test_paths_inside_other_values_can_be_tainted() -> None:
+    values = {"claims": {"email": "a b", "all": ["x"], "ours": "c d"}, "copy": "a b"}
+    probe = guard.probe(values, tainted=[("claims", "email"), ("claims", "all"), ("none", "x")])
+    assert probe is not None
+    claims = probe.values["claims"]
+    assert claims["email"] == probe.values["copy"] != "a b"
+    assert (len(claims), len(claims["all"]), claims["ours"]) == (3, 2, "c d")
+
+
+ALLOWED: guard.Trusted = {("user_options", "size"): ["small", "extra large", 2, ["a", "a"]]}
+
+
+@pytest.mark.parametrize(
+    "size", ["small", "extra large", 2, [], ["small"], ["small", 2], ["a", "a"], None]
+)
+def test_what_is_allowed(size: Any) -> None:
+    guard.check_allowed({"user_options": {} if size is None else {"size": size}}, ALLOWED)
+
+
+@pytest.mark.parametrize("size", ["Small", "2", True, 2.5, None, ["small", "small"], ["b"], {}])
+def test_what_is_not_allowed(size: Any) -> None:
+    with pytest.raises(OptionsRefused, match=r"^user_options\.size is .*small.*extra large"):
+        guard.check_allowed({"user_options": {"size": size}}, ALLOWED)
+
+
+def test_an_entry_that_no_user_sent_never_passes_for_an_empty_key() -> None:
+    """Nor does it for any other key that a user can send."""
+    values = {"user_options": {"": "a", "b": "c"}}
+    probe = guard.probe(values)
+    assert probe is not None
+    with pytest.raises(TemplateError, match=r"user_options \(its keys\)"):
+        guard.compare({"t": [values["user_options"]]}, {"t": [probe.values["user_options"]]}, probe)
 
 
 def compare(values: dict[str, Any], make: Any) -> None:
@@ -209,7 +257,7 @@ def test_what_a_chart_works_out_of_a_text_may_differ() -> None:
 def test_messages_name_place_and_value(make: Any, words: str) -> None:
     with pytest.raises(TemplateError, match=words) as caught:
         compare({"user_options": {"n": "2 #"}}, lambda v: make(v["user_options"]["n"]))
-    assert "user_options.n" in str(caught.value)
+    assert "user_options.n" in str(caught.value) or "user_options (" in str(caught.value)
     assert "`quote`" in str(caught.value)
 
 

@@ -23,6 +23,7 @@ from lightkube_template_spawner.errors import TemplateError
 from lightkube_template_spawner.hub.settings import default_chart
 from lightkube_template_spawner.templates import chart as charts
 from lightkube_template_spawner.templates import renderer as renderers
+from lightkube_template_spawner.templates.helm.engine import Request
 from lightkube_template_spawner.templates.helm.library import SharedWorker
 from lightkube_template_spawner.templates.renderer import Rendered, check_template, open_renderer
 
@@ -321,6 +322,29 @@ async def test_an_archive_cannot_write_elsewhere(tmp_path: Path, write: Write) -
         packed.add(write() / "Chart.yaml", "demo/../../Chart.yaml")
     with pytest.raises(TemplateError, match="not a chart"):
         check_template(archive)
+
+
+@pytest.mark.parametrize("key", ["a__..__..__x", "__tmp__x", "..__x"])
+def test_a_flat_chart_cannot_write_elsewhere(tmp_path: Path, key: str) -> None:
+    for name, text in {"Chart.yaml": ABOUT, "templates__a.yaml": "v: 1\n", key: "x"}.items():
+        (tmp_path / name).write_text(text)
+    if key.startswith(".."):  # the kubelet's own, which no chart's file is called by
+        check_template(tmp_path)
+    else:
+        with pytest.raises(TemplateError, match=r"outside of it.*rename that key"):
+            check_template(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a/../../x", "{folder}/x", "../x"])
+async def test_the_worker_writes_in_its_own_folder_only(tmp_path: Path, name: str) -> None:
+    name = name.format(folder=tmp_path)
+    files = {"Chart.yaml": ABOUT.encode(), "templates/a.yaml": b"v: 1\n", name: b"x"}
+    worker = SharedWorker(LOG)
+    request = Request(charts.Chart("demo", files), "{}", "a", "b", None, strict=False)
+    with pytest.raises(TemplateError, match="lies outside the chart"):
+        await worker.render(request, 10)
+    assert not (tmp_path / "x").exists()
+    await worker.aclose()
 
 
 def mount(folder: Path, version: str, files: Mapping[str, str]) -> None:

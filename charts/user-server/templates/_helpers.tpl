@@ -74,18 +74,18 @@ Labels of all objects: those above, Zero to JupyterHub's (its network policies s
 the administrator's. Arguments: context, component, whether the object is one server's.
 */}}
 {{- define "user-server.labels" -}}
-{{- $values := (index . 0).Values -}}
+{{- $root := index . 0 -}}
 {{- $component := index . 1 -}}
 {{- $isServer := index . 2 -}}
-{{- $kubespawner := index $values "kubespawner" | default dict -}}
-{{- include (ternary "user-server.serverSelector" "user-server.userSelector" $isServer) (index . 0) }}
+{{- $kubespawner := index $root.Values "kubespawner" | default dict -}}
+{{- include (ternary "user-server.serverSelector" "user-server.userSelector" $isServer) $root }}
 app: jupyterhub
 component: {{ $component }}
 app.kubernetes.io/component: {{ $component }}
-{{- $more := merge dict $values.extraLabels (index $kubespawner "common_labels" | default dict)
+{{- $more := merge dict $root.Values.extraLabels (index $kubespawner "common_labels" | default dict)
     (dict "app.kubernetes.io/name" "jupyterhub") }}
 {{- if $isServer }}
-{{- $more = merge dict $more (index $values "labels" | default dict)
+{{- $more = merge dict $more (index $root.Values "labels" | default dict)
     (index $kubespawner "extra_labels" | default dict)
     (dict "hub.jupyter.org/network-access-hub" "true") }}
 {{- end }}
@@ -100,15 +100,15 @@ Annotations: how long the object lives, whether the hub connects to it, and the 
 Arguments: context, lifecycle, whether it is the connection, defaults.
 */}}
 {{- define "user-server.annotations" -}}
-{{- $values := (index . 0).Values -}}
+{{- $root := index . 0 -}}
 kubetemplatespawner/lifecycle: {{ index . 1 }}
 {{- if index . 2 }}
 kubetemplatespawner/connection: "true"
 {{- end }}
 {{- /* Where the hub connects to is not for those to say who may be given annotations. */}}
-{{- $passed := omit (index $values "annotations" | default dict) "kubetemplatespawner/connection-address"
+{{- $passed := omit (index $root.Values "annotations" | default dict) "kubetemplatespawner/connection-address"
     "kubetemplatespawner/connection-port" "kubetemplatespawner/connection-scheme" }}
-{{- $more := merge dict $values.extraAnnotations $passed (index . 3) }}
+{{- $more := merge dict $root.Values.extraAnnotations $passed (index . 3) }}
 {{- range $key, $value := omit $more "kubetemplatespawner/lifecycle" "kubetemplatespawner/connection" }}
 {{ quote $key }}: {{ quote $value }}
 {{- end }}
@@ -148,8 +148,8 @@ Null keeps a number out. 0 is a number, and `merge` would take it, as it takes f
 */}}
 {{- define "user-server.podSecurityContext" -}}
 {{- $context := deepCopy .Values.podSecurityContext -}}
-{{- range $value, $field := dict "uid" "runAsUser" "gid" "runAsGroup" "fsGroup" "fsGroup" -}}
-{{- $number := index $.Values $value -}}
+{{- $numbers := dict "runAsUser" .Values.uid "runAsGroup" .Values.gid "fsGroup" .Values.fsGroup -}}
+{{- range $field, $number := $numbers -}}
 {{- if not (kindIs "invalid" $number) }}{{ $_ := set $context $field (int64 $number) }}{{ end -}}
 {{- end -}}
 {{- toJson $context -}}

@@ -68,6 +68,8 @@ class Worker:
             root = Path(folder, "chart")
             for name, data in files.items():
                 path = root / name
+                if ".." in path.parts or not path.is_relative_to(root):
+                    raise ValueError(f"the file {name!r} lies outside the chart")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(base64.b64decode(data))
             with self._helm.Chart.load(root) as chart:
