@@ -24,9 +24,10 @@ from lightkube_template_spawner.lifecycle.preflight import Access
 from lightkube_template_spawner.lifecycle.readiness import Tell, Waiting
 from lightkube_template_spawner.lifecycle.record import Connection, Record, merged
 from lightkube_template_spawner.lifecycle.removal import Removal
-from lightkube_template_spawner.objects import connection, status
+from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects import plan as manifests
-from lightkube_template_spawner.objects.connection import Route
+from lightkube_template_spawner.objects import status
+from lightkube_template_spawner.objects.connection import Address, Route
 from lightkube_template_spawner.objects.identity import KINDS, USERID, WAIT, Identity, Policy
 from lightkube_template_spawner.objects.plan import Plan, Planned, Rules
 from lightkube_template_spawner.objects.status import State, Status
@@ -171,6 +172,7 @@ class Launcher:
             kinds=plan.places({Policy.STOPPED}),
             retained=merged(plan.places(_RETAINED), before.retained if before else {}),
             connection=Connection(*item.kind, item.namespace, item.name),
+            address=Address.written(item.manifest, self.rules.connection_key),
             pod=_server_pod(plan),
             pvc=next(claims, ""),
             live=True,
@@ -235,10 +237,7 @@ class Launcher:
         made = record.connection
         if made is None:
             return None
-        live = self._find((made.api_version, made.kind), made.namespace, made.name)
-        if live is None:
-            return None
-        url = connection.url(live.as_dict(), self.route)
+        url = Server(self.cluster, record).url(self.route)
         if url is None:
             waiting.update(f"{made.reference}: it has no address yet")
         return url
@@ -252,10 +251,10 @@ class Launcher:
         made = record.connection
         if made is None:
             raise StartFailed("there is no connection object on record")
-        waiting = self._waiting(record)
+        waiting, server = self._waiting(record), Server(self.cluster, record)
 
         def ready() -> Record | None:
-            live = self._find((made.api_version, made.kind), made.namespace, made.name)
+            live = server.connection()
             if live is None:
                 raise StartFailed(f"{made.reference} does not exist")
             verdict = self._status(live)
@@ -268,7 +267,8 @@ class Launcher:
             if url is None:
                 return None
             known = replace(made, uid=live.meta.uid)
-            return replace(record, connection=known, url=url, ready=True)
+            address = server.address(live, self.route)
+            return replace(record, connection=known, address=address, url=url, ready=True)
 
         try:
             with within(timeout), waiting.listening():

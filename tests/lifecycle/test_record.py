@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightkube_template_spawner.lifecycle.record import Connection, Record
+from lightkube_template_spawner.objects.connection import Address
 from lightkube_template_spawner.objects.identity import Identity
 
 ALICE = Identity("hub", "alice", "gpu", 7)
@@ -21,6 +22,7 @@ FULL = Record(
     kinds={"v1/Pod": ("ns",), "v1/Secret": ("b", "ns")},
     retained={"v1/PersistentVolumeClaim": ("ns",), "v1/Namespace": ("",)},
     connection=Connection("v1", "Service", "ns", "x", "uid"),
+    address=Address("{.status.ip}", "web", "https", "nb.example.com"),
     pod="p",
     pvc="c",
     url="http://10.0.0.1:8888",
@@ -37,6 +39,7 @@ RECORDS = st.builds(
     kinds=PLACES,
     retained=PLACES,
     connection=st.none() | st.builds(Connection, TEXT, TEXT, TEXT, TEXT, TEXT),
+    address=st.none() | st.builds(Address, TEXT, TEXT, TEXT, TEXT),
     pod=TEXT,
     pvc=TEXT,
     url=TEXT,
@@ -62,8 +65,8 @@ def test_a_record_survives_the_database(record: Record) -> None:
 
 def test_a_record_holds_nothing_but_these() -> None:
     assert FULL.to_state().keys() == {
-        "identity", "namespace", "cluster", "kinds", "retained", "connection", "pod", "pvc", "url",
-        "live", "ready", "note",
+        "identity", "namespace", "cluster", "kinds", "retained", "connection", "address", "pod",
+        "pvc", "url", "live", "ready", "note",
     }  # fmt: skip
 
 
