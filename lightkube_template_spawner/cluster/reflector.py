@@ -28,6 +28,7 @@ from lightkube_template_spawner.errors import (
     Unavailable,
 )
 from lightkube_template_spawner.objects.identity import OWNER
+from lightkube_template_spawner.objects.ref import ObjectRef
 
 T = TypeVar("T")
 Key = tuple[str, str]  # namespace ("" for cluster-scoped), name
@@ -85,8 +86,7 @@ class Live:
     @property
     def reference(self) -> str:
         """``Kind/namespace/name``."""
-        parts = (self.kind.kind, self.meta.namespace, self.meta.name)
-        return "/".join(part for part in parts if part)
+        return str(ObjectRef(self.kind.ref, self.meta.namespace, self.meta.name))
 
     def as_dict(self) -> dict[str, Any]:
         """As the API server writes it, without managedFields and containers' variables."""

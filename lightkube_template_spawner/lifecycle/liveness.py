@@ -13,13 +13,11 @@ from lightkube_template_spawner.cluster.reflector import Live, Reflector
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import ClusterError
 from lightkube_template_spawner.lifecycle.record import Record
+from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects import status
 from lightkube_template_spawner.objects.identity import OWNER
+from lightkube_template_spawner.objects.ref import POD, SERVICE, SLICE, ObjectRef
 from lightkube_template_spawner.objects.status import Ended
-
-# As discovery asks for them: a kind made by hand, without verbs, would be watched a second time.
-POD = ("v1", "Pod")
-SLICE = ("discovery.k8s.io/v1", "EndpointSlice")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +33,7 @@ class Limits:
 class Missing:
     """An object that the stores do not show; only the API server can say that it is gone."""
 
-    api_version: str
-    kind: str
-    namespace: str
-    name: str
-    uid: str  # "" for any
-
-    @property
-    def reference(self) -> str:
-        """``Kind/namespace/name``."""
-        return f"{self.kind}/{self.namespace}/{self.name}"
+    ref: ObjectRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +55,9 @@ async def watch(cluster: Cluster, record: Record) -> list[Reflector]:
     places: list[tuple[Kind, str, bool]] = []
     if record.connection is not None:
         connection = record.connection
-        kind = await cluster.discovery.kind(connection.api_version, connection.kind)
+        kind = await cluster.discovery.kind(*connection.kind)
         places.append((kind, connection.namespace, True))
-        if kind.kind == "Service" and kind.group == "":
+        if connection.kind == SERVICE:
             slices = await cluster.discovery.kind(*SLICE)
             places.append((slices, connection.namespace, False))
     places.append((await cluster.discovery.kind(*POD), record.pods_in, False))
@@ -78,7 +67,7 @@ async def watch(cluster: Cluster, record: Record) -> list[Reflector]:
 def pods(cluster: Cluster, record: Record) -> Iterator[Live]:
     """The server's pods, whoever made them."""
     for live in cluster.objects_of(record.identity.owner):
-        if live.kind.kind == "Pod" and record.identity.owns_as_server(live.meta.labels):
+        if live.kind.ref == POD and record.identity.owns_as_server(live.meta.labels):
             yield live
 
 
@@ -87,7 +76,7 @@ def slices(cluster: Cluster, owner: str, namespace: str, service: str) -> list[d
     return [
         live.as_dict()
         for live in cluster.objects_of(owner)
-        if live.kind.kind == "EndpointSlice"
+        if live.kind.ref == SLICE
         and live.meta.namespace == namespace
         and live.meta.labels.get("kubernetes.io/service-name") == service
     ]
@@ -105,12 +94,11 @@ def longest_grace(cluster: Cluster, record: Record) -> int:
 def server_pods(cluster: Cluster, record: Record) -> list[Live]:
     """The pods in which the server itself runs: the template's own, else those of its Service."""
     if record.pod:
-        own = cluster.known("v1/Pod", record.pods_in, record.pod)
+        own = Server(cluster, record).find(ObjectRef(POD, record.pods_in, record.pod))
         return [own] if own is not None else []
-    service = record.connection and cluster.known(
-        "v1/Service", record.connection.namespace, record.connection.name
-    )
-    selector = (service.as_dict().get("spec") or {}).get("selector") if service else None
+    through = Server(cluster, record).connection()
+    service = through.as_dict() if through and through.kind.ref == SERVICE else {}
+    selector = (service.get("spec") or {}).get("selector")
     return [
         live
         for live in pods(cluster, record)
@@ -125,34 +113,34 @@ def look(cluster: Cluster, record: Record, limits: Limits) -> Ended | Missing | 
     connection = record.connection
     if connection is None or not connection.uid:
         return None
-    wanted = [Missing(connection.api_version, connection.kind, connection.namespace,
-                      connection.name, connection.uid)]  # fmt: skip
-    if record.pod and connection.kind != "Pod":
-        wanted.append(Missing(*POD, record.pods_in, record.pod, ""))
-    for item in wanted:
-        live = cluster.known(f"{item.api_version}/{item.kind}", item.namespace, item.name)
-        if live is None or (item.uid and live.meta.uid != item.uid):
-            return item
-        seen = _pod(live, limits) if live.kind.kind == "Pod" else _object(live)
+    wanted = [connection]
+    if record.pod and connection.kind != POD:
+        wanted.append(ObjectRef(POD, record.pods_in, record.pod))
+    for ref in wanted:
+        live = Server(cluster, record).find(ref)
+        if live is None or (ref.uid and live.meta.uid != ref.uid):
+            return Missing(ref)
+        seen = _pod(live, limits) if ref.kind == POD else _object(live)
         if seen is not None:
             return seen
-    if not record.pod and connection.kind == "Service":
+    if not record.pod and connection.kind == SERVICE:
         return _replacement(cluster, record, limits)
     return None
 
 
 async def confirm(cluster: Cluster, missing: Missing, log: logging.Logger) -> Ended | None:
     """Ask the API server about an object that the stores do not show."""
+    ref = missing.ref
     try:
-        kind = await cluster.discovery.kind(missing.api_version, missing.kind)
-        live = await cluster.get(kind, missing.namespace, missing.name)
+        kind = await cluster.discovery.kind(*ref.kind)
+        live = await cluster.get(kind, ref.namespace, ref.name)
     except ClusterError as error:
-        log.warning("%s cannot be asked about: %s", missing.reference, error)
+        log.warning("%s cannot be asked about: %s", ref, error)
         return None
-    if live is None or (missing.uid and live["metadata"].get("uid") != missing.uid):
-        return Ended(1, f"{missing.reference} was deleted")
+    if live is None or (ref.uid and live["metadata"].get("uid") != ref.uid):
+        return Ended(1, f"{ref} was deleted")
     if OWNER not in (live["metadata"].get("labels") or {}):
-        log.warning("%s lost its label %s; it still runs", missing.reference, OWNER)
+        log.warning("%s lost its label %s; it still runs", ref, OWNER)
     return None
 
 

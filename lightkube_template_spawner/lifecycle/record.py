@@ -8,25 +8,10 @@ from typing import Any
 
 from lightkube_template_spawner.objects.connection import Address
 from lightkube_template_spawner.objects.identity import Identity
+from lightkube_template_spawner.objects.ref import ObjectRef
 
 STATE = "lightkube_template_spawner"  # our part of a spawner's state
 Places = Mapping[str, tuple[str, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """Which object JupyterHub connects through; ``uid`` is "" until it was applied."""
-
-    api_version: str
-    kind: str
-    namespace: str
-    name: str
-    uid: str = ""
-
-    @property
-    def reference(self) -> str:
-        """``Kind/namespace/name``."""
-        return "/".join(part for part in (self.kind, self.namespace, self.name) if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +19,8 @@ class Record:
     """One server's objects, by kind and namespace; never manifests, environment or tokens.
 
     ``kinds`` (name to namespaces, "" for cluster-scoped) hold objects that go when the server
-    stops, ``retained`` objects that stay. ``address`` is how the template leads to the connection
+    stops, ``retained`` objects that stay. The UID of ``connection``, which JupyterHub connects
+    through, is "" until it was applied; ``address`` is how the template leads to the connection
     object's address, None in a record of a version that did not keep it. ``pod`` is
     the pod that the template itself renders for the server, "" where a controller makes it.
     ``live`` is true from the first write until everything that goes at a stop is gone. ``note`` is
@@ -46,7 +32,7 @@ class Record:
     cluster: str = ""
     kinds: Places = field(default_factory=dict)
     retained: Places = field(default_factory=dict)
-    connection: Connection | None = None
+    connection: ObjectRef | None = None
     address: Address | None = None
     pod: str = ""
     pvc: str = ""
@@ -59,6 +45,7 @@ class Record:
         """JSON for the hub's database."""
         state = asdict(self)
         state["identity"] = self.identity.to_state()
+        state["connection"] = self.connection and self.connection.to_state()
         return state
 
     @property
@@ -88,7 +75,9 @@ class Record:
             cluster=str(state.get("cluster") or ""),
             kinds=_places(state.get("kinds")),
             retained=_places(state.get("retained")),
-            connection=_connection(connection) if isinstance(connection, Mapping) else None,
+            connection=ObjectRef.from_state(connection)
+            if isinstance(connection, Mapping)
+            else None,
             address=_address(address) if isinstance(address, Mapping) else None,
             pod=str(state.get("pod") or ""),
             pvc=str(state.get("pvc") or ""),
@@ -124,11 +113,6 @@ def merged(*found: Places) -> dict[str, tuple[str, ...]]:
         for kind, names in each.items():
             places.setdefault(kind, set()).update(names)
     return {kind: tuple(sorted(names)) for kind, names in places.items()}
-
-
-def _connection(state: Mapping[str, Any]) -> Connection:
-    names = ("api_version", "kind", "namespace", "name", "uid")
-    return Connection(*(str(state.get(name) or "") for name in names))
 
 
 def _address(state: Mapping[str, Any]) -> Address:

@@ -10,6 +10,7 @@ from lightkube_template_spawner.errors import ManifestError
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.objects import connection
 from lightkube_template_spawner.objects.connection import Address, Route
+from lightkube_template_spawner.objects.ref import ObjectRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +23,11 @@ class Server:
     def connection(self) -> Live | None:
         """The object that the hub connects through; None while the stores do not show it."""
         made = self.record.connection
-        if made is None:
-            return None
-        return self.cluster.known(f"{made.api_version}/{made.kind}", made.namespace, made.name)
+        return self.find(made) if made is not None else None
+
+    def find(self, ref: ObjectRef) -> Live | None:
+        """The object of that name, whatever its UID; None while the stores do not show it."""
+        return self.cluster.known(str(ref.kind), ref.namespace, ref.name)
 
     def address(self, live: Live, route: Route) -> Address | None:
         """How its address is found; None where an earlier version's record does not say."""

@@ -21,6 +21,7 @@ from lightkube_template_spawner.errors import ClusterError, Forbidden, HubError,
 from lightkube_template_spawner.lifecycle.orphans import Known
 from lightkube_template_spawner.lifecycle.removal import Place, Removal
 from lightkube_template_spawner.objects.identity import OWNER, SERVERNAME, USERNAME, Policy
+from lightkube_template_spawner.objects.ref import ObjectRef
 
 _LIST = frozenset({"list"})
 Ask = Callable[[], Awaitable[Known]]
@@ -42,7 +43,7 @@ class Orphan:
 
     def __str__(self) -> str:
         meta = self.meta
-        name = "/".join(part for part in (self.kind.kind, meta.namespace, meta.name) if part)
+        name = ObjectRef(self.kind.ref, meta.namespace, meta.name)
         held = ", ".join(meta.finalizers)
         going = f" (being deleted{held and ', held by ' + held})" if meta.deletion_timestamp else ""
         return f"{name}{going}, made for {self._owner}: {self.why}"

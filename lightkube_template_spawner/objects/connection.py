@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lightkube_template_spawner.errors import ManifestError
+from lightkube_template_spawner.objects.ref import POD, SERVICE, KindRef
 
 _STEP = re.compile(
     r"""\.(?P<name>[A-Za-z_][\w-]*)
@@ -58,7 +59,7 @@ class Address:
         annotations = manifest["metadata"].get("annotations") or {}
         spec = manifest.get("spec")
         external = (
-            manifest["kind"] == "Service"
+            KindRef.of(manifest) == SERVICE
             and isinstance(spec, Mapping)
             and spec.get("type") == "ExternalName"
         )
@@ -123,11 +124,11 @@ def url(live: Mapping[str, Any], address: Address, route: Route) -> str | None:
             return None
         host, scheme, port = _split(text, scheme, route.port)
         return _join(scheme, host, _number(live, wanted, "port") if wanted else port)
-    if live.get("kind") == "Pod":
+    if KindRef.of(live) == POD:
         pod_ip = _pod_ip(live)
         port = _number(live, wanted, "port") if wanted else route.port
         return _join(scheme, pod_ip, port) if pod_ip else None
-    if live.get("kind") == "Service":
+    if KindRef.of(live) == SERVICE:
         host = _service_host(live, address, route)
         return _join(scheme, host, _service_port(live, wanted, route))
     return None
@@ -141,21 +142,22 @@ def recalled(live: Mapping[str, Any], known: str, route: Route) -> Address | Non
     an annotation, which is not read from the live object: then the URL stays as it is until the
     server is started again.
     """
-    external = live["kind"] == "Service" and live["spec"].get("type") == "ExternalName"
-    if external or live["kind"] not in ("Pod", "Service"):
+    kind = KindRef.of(live)
+    external = kind == SERVICE and live["spec"].get("type") == "ExternalName"
+    if external or kind not in (POD, SERVICE):
         return None
     if not known:
         return Address()
     parts = urlsplit(known)
     address = Address(port=str(parts.port or ""), scheme=parts.scheme)
-    own = _pod_ip(live) if live["kind"] == "Pod" else _service_host(live, address, route)
+    own = _pod_ip(live) if kind == POD else _service_host(live, address, route)
     return address if parts.hostname == own else None
 
 
 def foreseen_host(manifest: Mapping[str, Any], route: Route, namespace: str) -> str | None:
     """The host of a Service's URL before there is a Service; None if only the cluster knows it."""
     metadata, spec = {"namespace": namespace, **manifest["metadata"]}, manifest.get("spec")
-    if manifest["kind"] != "Service" or not isinstance(spec, Mapping):
+    if KindRef.of(manifest) != SERVICE or not isinstance(spec, Mapping):
         return None
     address = Address.written(manifest, route.annotation_key)
     given = bool(spec.get("clusterIP")) or bool(address.external_name)

@@ -41,7 +41,7 @@ def recorded(case: str) -> Record:
 def put(fake: FakeApiServer, record: Record, **parts: Any) -> None:
     """The connection object, which its user has patched."""
     assert record.connection is not None
-    item = manifest(record.connection.kind, "s", **parts)
+    item = manifest(record.connection.kind.kind, "s", **parts)
     item["metadata"]["annotations"] = dict(FORGED)
     fake.put(item)
 
@@ -69,6 +69,12 @@ def test_an_earlier_versions_state_is_read(case: str) -> None:
     assert record.connection is not None
     assert record.connection.uid
     assert record.address is None
+
+
+@pytest.mark.parametrize("case", SAVED)
+def test_a_state_has_what_an_earlier_version_reads(case: str) -> None:
+    state = json.loads(json.dumps(recorded(case).to_state()))
+    assert SAVED[case].items() <= state.items()
 
 
 async def test_a_pod_of_an_earlier_version_keeps_its_port_and_scheme(

@@ -19,6 +19,7 @@ def live(kind: str, *, port: str = "", scheme: str = "", address: str = "", **mo
     written = {"port": port, "scheme": scheme, "address": address}
     annotations = {KEY: "true", **{f"{KEY}-{k}": v for k, v in written.items() if v}}
     return {
+        "apiVersion": "v1",
         "kind": kind,
         "metadata": {"name": "x", "namespace": "ns", "annotations": annotations},
     } | more
@@ -267,6 +268,7 @@ def test_an_address_counts_for_pods_and_services_too() -> None:
 
 def test_another_kind_without_address_has_no_url() -> None:
     assert url(live("Notebook")) is None
+    assert url(service({"port": 8888}) | {"apiVersion": "serving.knative.dev/v1"}) is None
 
 
 def test_a_custom_annotation_key() -> None:
