@@ -868,16 +868,34 @@ async def test_a_start_is_not_taken_for_a_death(hub: FakeHub, fake: FakeApiServe
 
 async def test_get_url_follows_the_server(hub: FakeHub, fake: FakeApiServer) -> None:
     await hub.spawn(hub.user())
+    hub.user().spawner.server.proto = "https"
     await hub.restart()
+    now(fake, podIP="10.1.2.3")
+    spawner = hub.user().spawner
+    assert await spawner.get_url() == f"http://10.1.2.3:{hub.port}/user/{ADA}/"
+    assert spawner.server.proto == "http"
+    assert saved(hub)[STATE]["url"] == f"http://10.1.2.3:{hub.port}"
+
+
+async def test_what_a_user_writes_into_a_pod_does_not_move_the_server(
+    hub: FakeHub, fake: FakeApiServer
+) -> None:
+    spawner = await hub.spawn(hub.user())
+    url = saved(hub)[STATE]["url"]
+    key = "kubetemplatespawner/connection"
     pod = fake.find("Pod", "hub", SLUG)
     assert pod is not None
-    pod["metadata"]["annotations"]["kubetemplatespawner/connection-scheme"] = "https"
-    pod["status"]["podIP"] = "10.1.2.3"
+    pod["metadata"]["annotations"] |= {
+        "x": "169.254.169.254", f"{key}-address": "{.metadata.annotations.x}",
+        f"{key}-port": "80", f"{key}-scheme": "https",
+    }  # fmt: skip
     fake.put(pod)
-    spawner = hub.user().spawner
-    assert await spawner.get_url() == f"https://10.1.2.3:{hub.port}/user/{ADA}/"
-    assert spawner.server.proto == "https"
-    assert saved(hub)[STATE]["url"] == f"https://10.1.2.3:{hub.port}"
+    await asyncio.sleep(0.1)
+    assert saved(hub)[STATE]["url"] == url
+    await hub.restart()
+    assert await hub.user().spawner.get_url() == f"{url}/user/{ADA}/"
+    assert saved(hub)[STATE]["url"] == url
+    assert spawner.server.url == hub.user().spawner.server.url
 
 
 @pytest.mark.usefixtures("impatient")
@@ -1381,7 +1399,7 @@ async def test_extra_vars_that_fail_are_named(
     hub: FakeHub, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The traceback, which may hold anything, is for the log."""
-    hub.config.LightkubeTemplateSpawner.extra_vars = lambda spawner: {}["sesame"]
+    hub.config.LightkubeTemplateSpawner.extra_vars = lambda _: dict[str, Any]()["sesame"]
     with pytest.raises(hub_spawner.SpawnException, match="`extra_vars` raised KeyError") as caught:
         await hub.start(hub.user())
     assert "sesame" not in str(caught.value)

@@ -40,6 +40,7 @@ from lightkube_template_spawner.errors import (
     NotFound,
     Unavailable,
 )
+from lightkube_template_spawner.objects.ref import KindRef
 
 _PARTIAL = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1,application/json"
 METADATA = _PARTIAL.format("")
@@ -84,8 +85,13 @@ class Kind:
         """As manifests write it: ``v1``, ``apps/v1``."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
+    @property
+    def ref(self) -> KindRef:
+        """The kind as manifests name it."""
+        return KindRef(self.api_version, self.kind)
+
     def __str__(self) -> str:
-        return f"{self.api_version}/{self.kind}"
+        return str(self.ref)
 
     def path(self, namespace: str | None = None, name: str | None = None) -> str:
         """The URL path of the collection, or of one object; all namespaces if none is given."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lightkube_template_spawner.cluster.api import Kind
+from lightkube_template_spawner.objects.ref import POD
 
-NAMESPACE = "v1/Namespace"
 _WITH_STATUS = frozenset({"Pod", "Service", "EndpointSlice", "Deployment", "StatefulSet"})
 # Groups that Kubernetes itself serves and whose objects run nothing; any other's may run a pod.
 _PASSIVE = frozenset({"", "autoscaling", "extensions", "policy", "resource.k8s.io"}) | {
@@ -35,7 +35,7 @@ def propagation(kind: Kind) -> str:
 
 def is_workload(kind: Kind) -> bool:
     """Whether objects of this kind run something, or may: they go first."""
-    return str(kind) == "v1/Pod" or (kind.group not in _PASSIVE and not confines(kind))
+    return kind.ref == POD or (kind.group not in _PASSIVE and not confines(kind))
 
 
 def gives_rights(kind: Kind) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from lightkube_template_spawner.cluster.api import Kind
+from lightkube_template_spawner.objects.ref import POD, ObjectRef
 
 Key = tuple[str, str]  # namespace ("" for cluster-scoped), name
 
@@ -52,14 +53,13 @@ class Live:
         self.parts: dict[str, bytes] = {}
         if full:
             self.parts = {k: bytes(v) for k, v in fields.items() if k not in _NOISE}
-            if str(kind) == "v1/Pod" and "spec" in self.parts:
+            if kind.ref == POD and "spec" in self.parts:
                 self.parts["spec"] = _without_variables(self.parts["spec"])
 
     @property
     def reference(self) -> str:
         """``Kind/namespace/name``."""
-        parts = (self.kind.kind, self.meta.namespace, self.meta.name)
-        return "/".join(part for part in parts if part)
+        return str(ObjectRef(self.kind.ref, self.meta.namespace, self.meta.name))
 
     def as_dict(self) -> dict[str, Any]:
         """As the API server writes it, without managedFields and containers' variables."""

@@ -12,12 +12,13 @@ from lightkube_template_spawner.cluster.api import Api, Kind
 from lightkube_template_spawner.cluster.changes import Changes
 from lightkube_template_spawner.cluster.discovery import Discovery
 from lightkube_template_spawner.cluster.events import EventFeed
-from lightkube_template_spawner.cluster.kinds import NAMESPACE, is_kept_whole
+from lightkube_template_spawner.cluster.kinds import is_kept_whole
 from lightkube_template_spawner.cluster.live import Live
 from lightkube_template_spawner.cluster.rbac import Rights
 from lightkube_template_spawner.cluster.reflector import Reflector
 from lightkube_template_spawner.errors import Forbidden
 from lightkube_template_spawner.objects.identity import hub_selector
+from lightkube_template_spawner.objects.ref import NAMESPACE
 
 Key = tuple[Kind, str | None, bool]  # kind, namespace (None: all), whether objects are kept whole
 
@@ -78,7 +79,7 @@ class Stores:
                 log=self._log,
                 full=full,
                 within=within,
-                on_gone=self._left if str(kind) == NAMESPACE else lambda _: None,
+                on_gone=self._left if kind.ref == NAMESPACE else lambda _: None,
             )
             self._wanted.put_nowait(self._reflectors[key])
         return self._reflectors[key]

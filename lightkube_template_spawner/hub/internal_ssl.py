@@ -24,6 +24,7 @@ from lightkube_template_spawner.errors import ManifestError
 from lightkube_template_spawner.objects import connection
 from lightkube_template_spawner.objects import plan as manifests
 from lightkube_template_spawner.objects.connection import Route
+from lightkube_template_spawner.objects.ref import ObjectRef
 
 #: The hub's names for them, and those of the files in the pod, which are KubeSpawner's.
 _FILES: Final = {
@@ -88,7 +89,7 @@ def foreseen(
         for document in manifests.parse(documents)
         if connection.is_connection(document.manifest, route.annotation_key)
     ]
-    connection.only_one(map(manifests.reference, marked), route.annotation_key)
+    connection.only_one((str(ObjectRef.of(one)) for one in marked), route.annotation_key)
     host = connection.foreseen_host(marked[0], route, namespace)
     return (_alt_name(host),) if host else ()
 

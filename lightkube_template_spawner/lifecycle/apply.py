@@ -31,6 +31,7 @@ from lightkube_template_spawner.objects import unknown_fields as schema
 from lightkube_template_spawner.objects.identity import DIGEST, SERVERNAME, Identity, Policy
 from lightkube_template_spawner.objects.ownership import Relation
 from lightkube_template_spawner.objects.plan import Planned, Rules
+from lightkube_template_spawner.objects.ref import CLAIM
 
 T = TypeVar("T")
 
@@ -146,7 +147,7 @@ class Applying:
     async def _take(self, kind: Kind, item: Planned, live: dict[str, Any]) -> dict[str, Any] | None:
         """Use the object that is there; None when it is gone."""
         metadata = live["metadata"]
-        claim = item.kind == ("v1", "PersistentVolumeClaim")
+        claim = item.kind == CLAIM
         remembered = claim and item.name == self._rules.former_pvc
         related = ownership.relation(metadata, self._identity, remembered=remembered)
         if related is Relation.FOREIGN:

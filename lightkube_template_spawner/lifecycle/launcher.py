@@ -23,13 +23,15 @@ from lightkube_template_spawner.lifecycle import failures, liveness
 from lightkube_template_spawner.lifecycle.apply import Applying
 from lightkube_template_spawner.lifecycle.preflight import Access
 from lightkube_template_spawner.lifecycle.readiness import Tell, Waiting
-from lightkube_template_spawner.lifecycle.record import Connection, Record, merged
+from lightkube_template_spawner.lifecycle.record import Record, merged
 from lightkube_template_spawner.lifecycle.removal import Removal
-from lightkube_template_spawner.objects import connection, status
+from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects import plan as manifests
-from lightkube_template_spawner.objects.connection import Route
+from lightkube_template_spawner.objects import status
+from lightkube_template_spawner.objects.connection import Address, Route
 from lightkube_template_spawner.objects.identity import KINDS, USERID, WAIT, Identity, Policy
 from lightkube_template_spawner.objects.plan import Plan, Planned, Rules
+from lightkube_template_spawner.objects.ref import CLAIM, POD, SERVICE
 from lightkube_template_spawner.objects.status import State, Status
 
 _RETAINED = (Policy.SERVER_DELETED, Policy.USER_DELETED)
@@ -101,12 +103,14 @@ class Launcher:
         self, documents: Mapping[str, manifests.Source]
     ) -> tuple[Plan, dict[tuple[str, str], Kind]]:
         parsed = manifests.parse(documents)
-        kinds = {d.kind: await self.cluster.discovery.kind(*d.kind) for d in parsed}
+        kinds: dict[tuple[str, str], Kind] = {
+            d.kind: await self.cluster.discovery.kind(*d.kind) for d in parsed
+        }
         plan = manifests.prepare(
             parsed,
             self.identity,
             self.rules,
-            namespaced=lambda key: kinds[key].namespaced,
+            namespaced=lambda kind: kinds[kind].namespaced,
             nonce=secrets.token_hex(16),
         )
         for warning in plan.warnings:
@@ -166,13 +170,14 @@ class Launcher:
 
     def _record(self, plan: Plan, before: Record | None) -> Record:
         item = plan.connection
-        claims = (o.name for o in plan.objects if o.kind == ("v1", "PersistentVolumeClaim"))
+        claims = (o.name for o in plan.objects if o.kind == CLAIM)
         return Record(
             self.identity,
             self.rules.namespace,
             kinds=plan.places({Policy.STOPPED}),
             retained=merged(plan.places(_RETAINED), before.retained if before else {}),
-            connection=Connection(*item.kind, item.namespace, item.name),
+            connection=item.ref,
+            address=Address.written(item.manifest, self.rules.connection_key),
             pod=_server_pod(plan),
             pvc=next(claims, ""),
             live=True,
@@ -190,8 +195,8 @@ class Launcher:
                 waiting.made(uid)
                 done += 1
             self.tell(f"Applied {done} of {len(plan.objects)} objects", 10)
-        item = plan.connection  # alone in the last rank, so the last UID is its
-        return replace(record, connection=Connection(*item.kind, item.namespace, item.name, uid))
+        # The connection object is alone in the last rank, so the last UID is its.
+        return replace(record, connection=replace(plan.connection.ref, uid=uid))
 
     async def _wait_until_ready(self, plan: Plan, record: Record, waiting: Waiting) -> str:
         watched = [o for o in plan.objects if o is plan.connection or _waits(o)]
@@ -211,7 +216,7 @@ class Launcher:
 
     def _judge(self, item: Planned, record: Record, seen: set[str]) -> Status:
         """The status of one object; ``seen`` are those that the watch has shown before."""
-        live = self._find(item.kind, item.namespace, item.name)
+        live = Server(self.cluster, record).find(item.ref)
         if live is None and item.reference in seen:
             return Status(State.FAILED, "it was deleted while the server started")
         if live is None:
@@ -223,26 +228,20 @@ class Launcher:
         return self._status(live)
 
     def _status(self, live: Live) -> Status:
-        if str(live.kind) != "v1/Service":
+        if live.kind.ref != SERVICE:
             return status.compute(live.as_dict())
         owner, service = self.identity.owner, live.meta
         return status.service(
             live.as_dict(), liveness.slices(self.cluster, owner, service.namespace, service.name)
         )
 
-    def _find(self, kind: tuple[str, str], namespace: str, name: str) -> Live | None:
-        return self.cluster.known("/".join(kind), namespace, name)
-
     def _url(self, record: Record, waiting: Waiting) -> str | None:
         made = record.connection
         if made is None:
             return None
-        live = self._find((made.api_version, made.kind), made.namespace, made.name)
-        if live is None:
-            return None
-        url = connection.url(live.as_dict(), self.route)
+        url = Server(self.cluster, record).url(self.route)
         if url is None:
-            waiting.update(f"{made.reference}: it has no address yet")
+            waiting.update(f"{made}: it has no address yet")
         return url
 
     async def adopt(self, record: Record, *, timeout: float) -> Record:
@@ -254,23 +253,24 @@ class Launcher:
         made = record.connection
         if made is None:
             raise StartFailed("there is no connection object on record")
-        waiting = self._waiting(record)
+        waiting, server = self._waiting(record), Server(self.cluster, record)
 
         def ready() -> Record | None:
-            live = self._find((made.api_version, made.kind), made.namespace, made.name)
+            live = server.connection()
             if live is None:
-                raise StartFailed(f"{made.reference} does not exist")
+                raise StartFailed(f"{made} does not exist")
             verdict = self._status(live)
             if verdict.state is State.FAILED:
-                raise StartFailed(f"{made.reference}: {verdict.message}")
+                raise StartFailed(f"{made}: {verdict.message}")
             if not verdict.ready:
-                waiting.update(f"{made.reference}: {verdict.message}")
+                waiting.update(f"{made}: {verdict.message}")
                 return None
             url = self._url(record, waiting)
             if url is None:
                 return None
             known = replace(made, uid=live.meta.uid)
-            return replace(record, connection=known, url=url, ready=True)
+            address = server.address(live, self.route)
+            return replace(record, connection=known, address=address, url=url, ready=True)
 
         try:
             with within(timeout), waiting.listening():
@@ -297,12 +297,12 @@ def _waits(item: Planned) -> bool:
 
 def _server_pod(plan: Plan) -> str:
     """The pod that the template itself renders for the server; "" where a controller makes it."""
-    if plan.connection.kind == ("v1", "Pod"):
+    if plan.connection.kind == POD:
         return plan.connection.name
     selector = (plan.connection.manifest.get("spec") or {}).get("selector")
     for item in plan.objects:
         beside = item.namespace == plan.connection.namespace  # where a Service looks
-        if item.kind == ("v1", "Pod") and beside and isinstance(selector, Mapping):
+        if item.kind == POD and beside and isinstance(selector, Mapping):
             labels = item.manifest["metadata"]["labels"]
             if selector.items() <= labels.items():
                 return item.name

@@ -14,13 +14,11 @@ from lightkube_template_spawner.cluster.reflector import Reflector
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import ClusterError
 from lightkube_template_spawner.lifecycle.record import Record
+from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects import status
 from lightkube_template_spawner.objects.identity import OWNER
+from lightkube_template_spawner.objects.ref import POD, SERVICE, SLICE, ObjectRef
 from lightkube_template_spawner.objects.status import Ended
-
-# As discovery asks for them: a kind made by hand, without verbs, would be watched a second time.
-POD = ("v1", "Pod")
-SLICE = ("discovery.k8s.io/v1", "EndpointSlice")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +34,7 @@ class Limits:
 class Missing:
     """An object that the stores do not show; only the API server can say that it is gone."""
 
-    api_version: str
-    kind: str
-    namespace: str
-    name: str
-    uid: str  # "" for any
-
-    @property
-    def reference(self) -> str:
-        """``Kind/namespace/name``."""
-        return f"{self.kind}/{self.namespace}/{self.name}"
+    ref: ObjectRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +56,9 @@ async def watch(cluster: Cluster, record: Record) -> list[Reflector]:
     places: list[tuple[Kind, str, bool]] = []
     if record.connection is not None:
         connection = record.connection
-        kind = await cluster.discovery.kind(connection.api_version, connection.kind)
+        kind = await cluster.discovery.kind(*connection.kind)
         places.append((kind, connection.namespace, True))
-        if kind.kind == "Service" and kind.group == "":
+        if connection.kind == SERVICE:
             slices = await cluster.discovery.kind(*SLICE)
             places.append((slices, connection.namespace, False))
     places.append((await cluster.discovery.kind(*POD), record.pods_in, False))
@@ -79,7 +68,7 @@ async def watch(cluster: Cluster, record: Record) -> list[Reflector]:
 def pods(cluster: Cluster, record: Record) -> Iterator[Live]:
     """The server's pods, whoever made them."""
     for live in cluster.objects_of(record.identity.owner):
-        if live.kind.kind == "Pod" and record.identity.owns_as_server(live.meta.labels):
+        if live.kind.ref == POD and record.identity.owns_as_server(live.meta.labels):
             yield live
 
 
@@ -88,7 +77,7 @@ def slices(cluster: Cluster, owner: str, namespace: str, service: str) -> list[d
     return [
         live.as_dict()
         for live in cluster.objects_of(owner)
-        if live.kind.kind == "EndpointSlice"
+        if live.kind.ref == SLICE
         and live.meta.namespace == namespace
         and live.meta.labels.get("kubernetes.io/service-name") == service
     ]
@@ -106,12 +95,11 @@ def longest_grace(cluster: Cluster, record: Record) -> int:
 def server_pods(cluster: Cluster, record: Record) -> list[Live]:
     """The pods in which the server itself runs: the template's own, else those of its Service."""
     if record.pod:
-        own = cluster.known("v1/Pod", record.pods_in, record.pod)
+        own = Server(cluster, record).find(ObjectRef(POD, record.pods_in, record.pod))
         return [own] if own is not None else []
-    service = record.connection and cluster.known(
-        "v1/Service", record.connection.namespace, record.connection.name
-    )
-    selector = (service.as_dict().get("spec") or {}).get("selector") if service else None
+    through = Server(cluster, record).connection()
+    service = through.as_dict() if through and through.kind.ref == SERVICE else {}
+    selector = (service.get("spec") or {}).get("selector")
     return [
         live
         for live in pods(cluster, record)
@@ -126,27 +114,26 @@ def look(cluster: Cluster, record: Record, limits: Limits) -> Ended | Missing | 
     connection = record.connection
     if connection is None or not connection.uid:
         return None
-    for item in _wanted(record):
-        live = cluster.known(f"{item.api_version}/{item.kind}", item.namespace, item.name)
-        if live is None or (item.uid and live.meta.uid != item.uid):
-            return item
-        seen = _pod(live, limits) if live.kind.kind == "Pod" else _object(live)
+    for ref in _wanted(record):
+        live = Server(cluster, record).find(ref)
+        if live is None or (ref.uid and live.meta.uid != ref.uid):
+            return Missing(ref)
+        seen = _pod(live, limits) if ref.kind == POD else _object(live)
         if seen is not None:
             return seen
-    if not record.pod and connection.kind == "Service":
+    if not record.pod and connection.kind == SERVICE:
         return _replacement(cluster, record, limits)
     return None
 
 
-def _wanted(record: Record) -> list[Missing]:
+def _wanted(record: Record) -> list[ObjectRef]:
     """The objects without which the server is over, if they are known."""
     connection = record.connection
     if connection is None or not connection.uid:
         return []
-    wanted = [Missing(connection.api_version, connection.kind, connection.namespace,
-                      connection.name, connection.uid)]  # fmt: skip
-    if record.pod and connection.kind != "Pod":
-        wanted.append(Missing(*POD, record.pods_in, record.pod, ""))
+    wanted = [connection]
+    if record.pod and connection.kind != POD:
+        wanted.append(ObjectRef(POD, record.pods_in, record.pod))
     return wanted
 
 
@@ -154,8 +141,8 @@ async def ask(
     cluster: Cluster, record: Record, limits: Limits, log: logging.Logger
 ) -> Ended | None:
     """What the API server itself says, where a store is closed to us and would tell old news."""
-    for item in _wanted(record):
-        over = await confirm(cluster, item, log, limits)
+    for ref in _wanted(record):
+        over = await confirm(cluster, Missing(ref), log, limits)
         if over is not None:
             return over
     return None
@@ -168,17 +155,18 @@ async def confirm(
 
     None where it is there, and where the API server does not tell.
     """
+    ref = missing.ref
     try:
-        kind = await cluster.discovery.kind(missing.api_version, missing.kind)
-        live = await cluster.get(kind, missing.namespace, missing.name)
+        kind = await cluster.discovery.kind(*ref.kind)
+        live = await cluster.get(kind, ref.namespace, ref.name)
     except ClusterError as error:
-        log.warning("%s cannot be asked about: %s", missing.reference, error)
+        log.warning("%s cannot be asked about: %s", ref, error)
         return None
-    if live is None or (missing.uid and live["metadata"].get("uid") != missing.uid):
-        return Ended(1, f"{missing.reference} was deleted")
+    if live is None or (ref.uid and live["metadata"].get("uid") != ref.uid):
+        return Ended(1, f"{ref} was deleted")
     if OWNER not in (live["metadata"].get("labels") or {}):
-        log.warning("%s lost its label %s; it still runs", missing.reference, OWNER)
-    if limits is not None and missing.kind == "Pod":
+        log.warning("%s lost its label %s; it still runs", ref, OWNER)
+    if limits is not None and ref.kind == POD:
         return status.ended(live, limits.crash_loop_restarts)
     return None
 

@@ -14,7 +14,8 @@ from lightkube_template_spawner.errors import Forbidden, ManifestError
 from lightkube_template_spawner.lifecycle import liveness
 from lightkube_template_spawner.lifecycle.liveness import Limits, Missing, Silent
 from lightkube_template_spawner.lifecycle.record import Record
-from lightkube_template_spawner.objects import connection, status
+from lightkube_template_spawner.lifecycle.server import Server
+from lightkube_template_spawner.objects import status
 from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.status import Ended
 
@@ -145,11 +146,9 @@ class Vigil:
 
     def _moved(self, cluster: Cluster, record: Record) -> str:
         """The URL of the server, if it is another one than the hub knows."""
-        made = record.connection
-        live = made and cluster.known(f"{made.api_version}/{made.kind}", made.namespace, made.name)
         route: Route = self._spawner._route()
         try:
-            url = connection.url(live.as_dict(), route) if live else None
+            url = Server(cluster, record).url(route)
         except ManifestError as error:
             self._spawner.log.warning("%s: %s", self._spawner._log_name, error)
             return ""

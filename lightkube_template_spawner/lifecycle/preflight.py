@@ -13,9 +13,9 @@ from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.rbac import Needs, Place
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import ClusterError, Forbidden
-from lightkube_template_spawner.lifecycle import liveness
 from lightkube_template_spawner.objects.identity import WAIT
 from lightkube_template_spawner.objects.plan import Plan
+from lightkube_template_spawner.objects.ref import NAMESPACE, POD, SERVICE, SLICE
 
 _EFFECT = 5.0  # seconds until every API server knows a new binding
 _PAUSE = 0.1
@@ -43,7 +43,7 @@ class Access:
         self.kinds = kinds
         self._home = home
         self._log = log
-        self._complete = all(item.kind != ("v1", "Namespace") for item in plan.objects)
+        self._complete = all(item.kind != NAMESPACE for item in plan.objects)
 
     async def open(self) -> None:
         """Check every right, then open the watches: held objects and leftovers cost no request.
@@ -86,15 +86,15 @@ class Access:
 
     async def _places(self) -> dict[Place, bool]:
         """Where a watch is needed, and whether it must keep whole objects."""
-        pods = await self._cluster.discovery.kind(*liveness.POD)
+        pods = await self._cluster.discovery.kind(*POD)
         places = {(pods, self._home): True}
         connection = self._plan.connection
         for item in self._plan.objects:
             place = (self.kinds[item.kind], item.namespace)
             full = item is connection or item.manifest["metadata"]["annotations"].get(WAIT)
             places[place] = places.get(place, False) or bool(full)
-        if connection.kind == ("v1", "Service"):
-            slices = await self._cluster.discovery.kind(*liveness.SLICE)
+        if connection.kind == SERVICE:
+            slices = await self._cluster.discovery.kind(*SLICE)
             places[slices, connection.namespace] = True
         return places
 

@@ -19,6 +19,7 @@ from lightkube_template_spawner.lifecycle import failures, liveness
 from lightkube_template_spawner.lifecycle.failures import Course, Rules, Symptom, Trouble
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.objects import references, status
+from lightkube_template_spawner.objects.ref import POD
 
 T = TypeVar("T")
 Tell = Callable[[str, int], None]  # a sentence for the user, and the progress in per cent
@@ -241,7 +242,7 @@ class Waiting:
         return not any(
             store.watching and store.namespace in (None, self.record.pods_in)
             for store in self._cluster.stores()
-            if str(store.kind) == "v1/Pod"
+            if store.kind.ref == POD
         )
 
     def _pods(self) -> list[Live]:

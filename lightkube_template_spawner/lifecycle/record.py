@@ -6,26 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from lightkube_template_spawner.objects.connection import Address
 from lightkube_template_spawner.objects.identity import Identity
+from lightkube_template_spawner.objects.ref import ObjectRef
 
 STATE = "lightkube_template_spawner"  # our part of a spawner's state
 Places = Mapping[str, tuple[str, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """Which object JupyterHub connects through; ``uid`` is "" until it was applied."""
-
-    api_version: str
-    kind: str
-    namespace: str
-    name: str
-    uid: str = ""
-
-    @property
-    def reference(self) -> str:
-        """``Kind/namespace/name``."""
-        return "/".join(part for part in (self.kind, self.namespace, self.name) if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +19,9 @@ class Record:
     """One server's objects, by kind and namespace; never manifests, environment or tokens.
 
     ``kinds`` (name to namespaces, "" for cluster-scoped) hold objects that go when the server
-    stops, ``retained`` objects that stay. ``pod`` is
+    stops, ``retained`` objects that stay. The UID of ``connection``, which JupyterHub connects
+    through, is "" until it was applied; ``address`` is how the template leads to the connection
+    object's address, None in a record of a version that did not keep it. ``pod`` is
     the pod that the template itself renders for the server, "" where a controller makes it.
     ``live`` is true from the first write until everything that goes at a stop is gone. ``note`` is
     what befell the server by itself, for the user's next start.
@@ -44,7 +32,8 @@ class Record:
     cluster: str = ""
     kinds: Places = field(default_factory=dict)
     retained: Places = field(default_factory=dict)
-    connection: Connection | None = None
+    connection: ObjectRef | None = None
+    address: Address | None = None
     pod: str = ""
     pvc: str = ""
     url: str = ""
@@ -56,6 +45,7 @@ class Record:
         """JSON for the hub's database."""
         state = asdict(self)
         state["identity"] = self.identity.to_state()
+        state["connection"] = self.connection and self.connection.to_state()
         return state
 
     @property
@@ -78,14 +68,17 @@ class Record:
         namespace = state.get("namespace")
         if identity is None or not isinstance(namespace, str):
             return None
-        connection = state.get("connection")
+        connection, address = state.get("connection"), state.get("address")
         return cls(
             identity,
             namespace,
             cluster=str(state.get("cluster") or ""),
             kinds=_places(state.get("kinds")),
             retained=_places(state.get("retained")),
-            connection=_connection(connection) if isinstance(connection, Mapping) else None,
+            connection=ObjectRef.from_state(connection)
+            if isinstance(connection, Mapping)
+            else None,
+            address=_address(address) if isinstance(address, Mapping) else None,
             pod=str(state.get("pod") or ""),
             pvc=str(state.get("pvc") or ""),
             url=str(state.get("url") or ""),
@@ -101,7 +94,16 @@ class Record:
 
     def stopped(self) -> Record:
         """What is still true once the server is gone: its identity and what it keeps."""
-        return replace(self, kinds={}, connection=None, pod="", url="", live=False, ready=False)
+        return replace(
+            self,
+            kinds={},
+            connection=None,
+            address=None,
+            pod="",
+            url="",
+            live=False,
+            ready=False,
+        )
 
 
 def merged(*found: Places) -> dict[str, tuple[str, ...]]:
@@ -113,9 +115,9 @@ def merged(*found: Places) -> dict[str, tuple[str, ...]]:
     return {kind: tuple(sorted(names)) for kind, names in places.items()}
 
 
-def _connection(state: Mapping[str, Any]) -> Connection:
-    names = ("api_version", "kind", "namespace", "name", "uid")
-    return Connection(*(str(state.get(name) or "") for name in names))
+def _address(state: Mapping[str, Any]) -> Address:
+    names = ("path", "port", "scheme", "external_name")
+    return Address(*(str(state.get(name) or "") for name in names))
 
 
 def _places(state: object) -> Places:

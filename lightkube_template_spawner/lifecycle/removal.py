@@ -17,7 +17,7 @@ import anyio
 
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.cluster.kinds import NAMESPACE, confines, gives_rights, is_workload
+from lightkube_template_spawner.cluster.kinds import confines, gives_rights, is_workload
 from lightkube_template_spawner.cluster.live import Live, Meta
 from lightkube_template_spawner.cluster.retry import within
 from lightkube_template_spawner.concurrency import each
@@ -32,6 +32,7 @@ from lightkube_template_spawner.errors import (
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.objects import status
 from lightkube_template_spawner.objects.identity import OWNER, SERVERNAME, Policy
+from lightkube_template_spawner.objects.ref import NAMESPACE, POD, ObjectRef
 
 Found = tuple[Kind, Meta]
 Place = tuple[Kind, str]  # kind, namespace ("" for cluster-scoped)
@@ -54,13 +55,13 @@ class _Phase(Enum):
 def _phase_of(kind: Kind, leads: Callable[[Kind], bool]) -> _Phase:
     if leads(kind):
         return _Phase.WORKLOADS
-    if str(kind) == NAMESPACE:
+    if kind.ref == NAMESPACE:
         return _Phase.NAMESPACES
     return _Phase.RIGHTS if gives_rights(kind) else _Phase.REST
 
 
 def _is_needed_still(kind: Kind) -> bool:
-    return confines(kind) or gives_rights(kind) or str(kind) == NAMESPACE
+    return confines(kind) or gives_rights(kind) or kind.ref == NAMESPACE
 
 
 class Removal:
@@ -105,10 +106,7 @@ class Removal:
         first = record.connection
 
         def leads(kind: Kind) -> bool:
-            return is_workload(kind) or (
-                first is not None
-                and (kind.api_version, kind.kind) == (first.api_version, first.kind)
-            )
+            return is_workload(kind) or (first is not None and kind.ref == first.kind)
 
         async def delete(place: Place) -> list[Found]:
             kind, namespace = place
@@ -117,7 +115,7 @@ class Removal:
                 namespace,
                 selector,
                 lambda meta: identity.owns_as_server(meta.labels),
-                grace=self._grace if str(kind) == "v1/Pod" else None,
+                grace=self._grace if kind.ref == POD else None,
             )
             return [(kind, meta) for meta in gone]
 
@@ -260,7 +258,7 @@ class Removal:
             try:
                 await self.gone(found)
                 left.remove(found)
-                if str(found[0]) == NAMESPACE:
+                if found[0].ref == NAMESPACE:
                     self._cluster.leave(found[1].name)
             except NodeLost as error:
                 self._lost[found[1].uid] = str(error)
@@ -269,7 +267,7 @@ class Removal:
             found = await self._delete(place, delete)
             unasked.remove(place)
             left.extend(found)
-            self._spaces |= {meta.name for kind, meta in found if str(kind) == NAMESPACE}
+            self._spaces |= {meta.name for kind, meta in found if kind.ref == NAMESPACE}
             await each(gone, found)
 
         try:
@@ -329,10 +327,10 @@ class Removal:
         pods = [
             (live, status.unreachable(live.as_dict()))
             for live in self._cluster.objects_of(meta.labels.get(OWNER, ""))
-            if str(live.kind) == "v1/Pod"
+            if live.kind.ref == POD
             and live.meta.labels.get(SERVERNAME) == meta.labels.get(SERVERNAME)
         ]
-        if str(kind) == "v1/Pod":
+        if kind.ref == POD:
             pods = [(live, node) for live, node in pods if live.meta.uid == meta.uid]
         if not all(node for _, node in pods):
             return []
@@ -361,7 +359,7 @@ class Removal:
         """The object as an open store has it; none is opened for one that goes away."""
         kind, meta = found
         for store in self._cluster.stores():
-            if str(store.kind) == str(kind):
+            if store.kind.ref == kind.ref:
                 live = store.get(meta.namespace, meta.name)
                 if live is not None and live.meta.uid == meta.uid:
                     return live.meta
@@ -376,7 +374,7 @@ def held(found: Found) -> str:
     """The object, and the finalizers that keep it from going."""
     kind, meta = found
     by = f" (held by {', '.join(meta.finalizers)})" if meta.finalizers else ""
-    return "/".join(part for part in (kind.kind, meta.namespace, meta.name) if part) + by
+    return f"{ObjectRef(kind.ref, meta.namespace, meta.name)}{by}"
 
 
 def _on_lost_node(pod: Live, node: str) -> str:

@@ -28,6 +28,7 @@ from lightkube_template_spawner.objects.identity import (
     USERNAME,
     Policy,
 )
+from lightkube_template_spawner.objects.ref import ObjectRef
 
 _LIST = frozenset({"list"})
 Ask = Callable[[], Awaitable[Known]]
@@ -49,7 +50,7 @@ class Orphan:
 
     def __str__(self) -> str:
         meta = self.meta
-        name = "/".join(part for part in (self.kind.kind, meta.namespace, meta.name) if part)
+        name = ObjectRef(self.kind.ref, meta.namespace, meta.name)
         held = ", ".join(meta.finalizers)
         going = f" (being deleted{held and ', held by ' + held})" if meta.deletion_timestamp else ""
         return f"{name}{going}, made for {self._owner}: {self.why}"

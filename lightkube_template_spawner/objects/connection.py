@@ -1,4 +1,8 @@
-"""The one object that JupyterHub connects through: how to find it, and its URL once live; pure."""
+"""The one object that JupyterHub connects through: how to find it, and its URL once live; pure.
+
+Users may be allowed to patch their own pods and Services. So the annotations that lead to an
+address are read from the template's manifest only, and never from a live object.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lightkube_template_spawner.errors import ManifestError
+from lightkube_template_spawner.objects.ref import POD, SERVICE, KindRef
 
 _STEP = re.compile(
     r"""\.(?P<name>[A-Za-z_][\w-]*)
@@ -33,6 +38,37 @@ class Route:
     scheme: str = "http"
     service_address: str = "ip"
     cluster_domain: str = "cluster.local"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What the template says of its connection object's address; "" for what it leaves open.
+
+    ``path``, ``port`` and ``scheme`` are annotations, ``external_name`` is the host of a Service
+    of that type.
+    """
+
+    path: str = ""
+    port: str = ""
+    scheme: str = ""
+    external_name: str = ""
+
+    @classmethod
+    def written(cls, manifest: Mapping[str, Any], key: str) -> Address:
+        """As the manifest of a connection object has it."""
+        annotations = manifest["metadata"].get("annotations") or {}
+        spec = manifest.get("spec")
+        external = (
+            KindRef.of(manifest) == SERVICE
+            and isinstance(spec, Mapping)
+            and spec.get("type") == "ExternalName"
+        )
+        return cls(
+            path=annotations.get(f"{key}-address") or "",
+            port=annotations.get(f"{key}-port") or "",
+            scheme=annotations.get(f"{key}-scheme") or "",
+            external_name=str(manifest["spec"].get("externalName") or "") if external else "",
+        )
 
 
 def is_connection(manifest: Mapping[str, Any], key: str) -> bool:
@@ -67,51 +103,67 @@ def check(manifest: Mapping[str, Any], key: str) -> None:
     Raises:
         ManifestError: the path or the scheme is none.
     """
-    annotations = manifest["metadata"].get("annotations") or {}
-    path, scheme = annotations.get(f"{key}-address"), annotations.get(f"{key}-scheme")
-    if path and not _steps(path):
-        raise _no_path(path)
-    if scheme and scheme not in ("http", "https"):
-        raise ManifestError(f"{key}-scheme is {scheme!r}: write http or https")
+    address = Address.written(manifest, key)
+    if address.path and not _steps(address.path):
+        raise _no_path(address.path)
+    if address.scheme not in ("", "http", "https"):
+        raise ManifestError(f"{key}-scheme is {address.scheme!r}: write http or https")
 
 
-def url(live: Mapping[str, Any], route: Route) -> str | None:
+def url(live: Mapping[str, Any], address: Address, route: Route) -> str | None:
     """The URL of a ready connection object, or None while it has no address.
 
     Raises:
-        ManifestError: the object can never give one (a port that its Service lacks, a bad path).
+        ManifestError: the object can never give one (a port that its Service lacks, a bad path, a
+            Service that was made an ExternalName meanwhile).
     """
-    annotations = live["metadata"].get("annotations") or {}
-    scheme = annotations.get(f"{route.annotation_key}-scheme") or route.scheme
-    wanted = annotations.get(f"{route.annotation_key}-port")
-    path = annotations.get(f"{route.annotation_key}-address")
-    port: int | None
-    if path:
-        found = lookup(live, path)
-        if not isinstance(found, str) or not found:
+    scheme, wanted = address.scheme or route.scheme, address.port
+    if address.path:
+        text = lookup(live, address.path)
+        if not isinstance(text, str) or not text:
             return None
-        host, scheme, port = _split(found, scheme, route.port)
+        host, scheme, port = _split(text, scheme, route.port)
         return _join(scheme, host, _number(live, wanted, "port") if wanted else port)
-    if live.get("kind") == "Pod":
-        pod_ip = (live.get("status") or {}).get("podIP")
+    if KindRef.of(live) == POD:
+        pod_ip = _pod_ip(live)
         port = _number(live, wanted, "port") if wanted else route.port
         return _join(scheme, pod_ip, port) if pod_ip else None
-    if live.get("kind") == "Service":
-        return _join(scheme, _service_host(live, route), _service_port(live, wanted, route))
+    if KindRef.of(live) == SERVICE:
+        host = _service_host(live, address, route)
+        return _join(scheme, host, _service_port(live, wanted, route))
     return None
+
+
+def recalled(live: Mapping[str, Any], known: str, route: Route) -> Address | None:
+    """The address of a server whose record holds its URL only, as versions before this one wrote.
+
+    A pod or Service at its own address keeps the port and the scheme of the URL that is ``known``;
+    one without a URL, cut off while it started, has the hub's. None where the URL must come from
+    an annotation, which is not read from the live object: then the URL stays as it is until the
+    server is started again.
+    """
+    kind = KindRef.of(live)
+    external = kind == SERVICE and live["spec"].get("type") == "ExternalName"
+    if external or kind not in (POD, SERVICE):
+        return None
+    if not known:
+        return Address()
+    parts = urlsplit(known)
+    address = Address(port=str(parts.port or ""), scheme=parts.scheme)
+    own = _pod_ip(live) if kind == POD else _service_host(live, address, route)
+    return address if parts.hostname == own else None
 
 
 def foreseen_host(manifest: Mapping[str, Any], route: Route, namespace: str) -> str | None:
     """The host of a Service's URL before there is a Service; None if only the cluster knows it."""
     metadata, spec = {"namespace": namespace, **manifest["metadata"]}, manifest.get("spec")
-    if manifest["kind"] != "Service" or not isinstance(spec, Mapping):
+    if KindRef.of(manifest) != SERVICE or not isinstance(spec, Mapping):
         return None
-    if f"{route.annotation_key}-address" in (metadata.get("annotations") or {}):
+    address = Address.written(manifest, route.annotation_key)
+    given = bool(spec.get("clusterIP")) or bool(address.external_name)
+    if address.path or (route.service_address == "ip" and not given):
         return None
-    given = bool(spec.get("clusterIP")) or spec.get("type") == "ExternalName"
-    if route.service_address == "ip" and not given:
-        return None
-    return _service_host({"metadata": metadata, "spec": spec}, route)
+    return _service_host({"metadata": metadata, "spec": spec}, address, route)
 
 
 def lookup(live: Mapping[str, Any], path: str) -> Any:
@@ -181,26 +233,34 @@ def _join(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def _service_host(live: Mapping[str, Any], route: Route) -> str:
-    spec = live["spec"]
+def _pod_ip(live: Mapping[str, Any]) -> str:
+    return str((live.get("status") or {}).get("podIP") or "")
+
+
+def _service_host(live: Mapping[str, Any], address: Address, route: Route) -> str:
+    if address.external_name:
+        return address.external_name
+    spec, metadata = live["spec"], live["metadata"]
     if spec.get("type") == "ExternalName":
-        return str(spec["externalName"])
-    address = spec.get("clusterIP")
-    if route.service_address == "ip" and address and address != "None":
-        return str(address)
-    metadata = live["metadata"]
+        raise ManifestError(
+            f"Service {metadata['namespace']}/{metadata['name']} is an ExternalName, which the "
+            "template did not make it: its name is not followed; start the server again"
+        )
+    cluster_ip = spec.get("clusterIP")
+    if route.service_address == "ip" and cluster_ip and cluster_ip != "None":
+        return str(cluster_ip)
     return f"{metadata['name']}.{metadata['namespace']}.svc.{route.cluster_domain}"
 
 
-def _service_port(live: Mapping[str, Any], wanted: str | None, route: Route) -> int:
+def _service_port(live: Mapping[str, Any], wanted: str, route: Route) -> int:
     ports = live["spec"].get("ports") or []
     headless = live["spec"].get("clusterIP") == "None"
     for entry in ports:
-        if wanted is not None and wanted in (entry.get("name"), str(entry["port"])):
+        if wanted and wanted in (entry.get("name"), str(entry["port"])):
             return _direct(entry) if headless else int(entry["port"])
     if headless or not ports:
         return _number(live, wanted, "port") if wanted else route.port
-    if wanted is None:
+    if not wanted:
         for entry in ports:
             if route.port in (entry["port"], entry.get("targetPort")):
                 return int(entry["port"])

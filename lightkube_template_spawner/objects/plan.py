@@ -17,6 +17,7 @@ from typing import Any
 from lightkube_template_spawner.errors import ManifestError
 from lightkube_template_spawner.objects import connection, kubeyaml, references, stamping
 from lightkube_template_spawner.objects.identity import DIGEST, KINDS, Identity, Policy
+from lightkube_template_spawner.objects.ref import CLAIM, NAMESPACE, KindRef, ObjectRef
 
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _PATH_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.:]*[A-Za-z0-9])?")
@@ -25,8 +26,7 @@ _NAME_LIMITS = {"Service": 63, "Namespace": 63, "StatefulSet": 52, "CronJob": 52
 _LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _LIMIT = 100  # objects of one server; a template that loops on user input stops here
 
-_CLAIM = "v1/PersistentVolumeClaim"
-RETAINED_KINDS = (_CLAIM, "v1/PersistentVolume", "v1/Namespace")
+RETAINED_KINDS = (str(CLAIM), "v1/PersistentVolume", str(NAMESPACE))
 
 _RANKS: Mapping[str, int] = {
     kind: rank
@@ -74,14 +74,14 @@ class Document:
     source: str
 
     @property
-    def kind(self) -> tuple[str, str]:
-        """``apiVersion`` and ``kind``, as discovery asks for them."""
-        return self.manifest["apiVersion"], self.manifest["kind"]
+    def kind(self) -> KindRef:
+        """``apiVersion`` and ``kind``."""
+        return KindRef.of(self.manifest)
 
     @property
     def where(self) -> str:
         """The object and its file, for messages."""
-        return f"{reference(self.manifest)} ({self.source})"
+        return f"{ObjectRef.of(self.manifest)} ({self.source})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,24 +95,29 @@ class Planned:
     claims: tuple[Policy, ...] = ()  # of a StatefulSet's volumes
 
     @property
-    def kind(self) -> tuple[str, str]:
+    def ref(self) -> ObjectRef:
+        """What it is called, for whoever looks for it."""
+        return ObjectRef.of(self.manifest)
+
+    @property
+    def kind(self) -> KindRef:
         """``apiVersion`` and ``kind``."""
-        return self.manifest["apiVersion"], self.manifest["kind"]
+        return self.ref.kind
 
     @property
     def reference(self) -> str:
         """``Kind/namespace/name``."""
-        return reference(self.manifest)
+        return str(self.ref)
 
     @property
     def name(self) -> str:
         """``metadata.name``."""
-        return str(self.manifest["metadata"]["name"])
+        return self.ref.name
 
     @property
     def namespace(self) -> str:
         """``metadata.namespace``; "" for a cluster-scoped object."""
-        return str(self.manifest["metadata"].get("namespace", ""))
+        return self.ref.namespace
 
     @property
     def digest(self) -> str:
@@ -138,17 +143,10 @@ class Plan:
         found: dict[str, set[str]] = {}
         for item in self.objects:
             if item.policy in wanted:
-                found.setdefault("/".join(item.kind), set()).add(item.namespace)
+                found.setdefault(str(item.kind), set()).add(item.namespace)
             if wanted & set(item.claims):
-                found.setdefault(_CLAIM, set()).add(item.namespace)
+                found.setdefault(str(CLAIM), set()).add(item.namespace)
         return {kind: tuple(sorted(found[kind])) for kind in sorted(found)}
-
-
-def reference(manifest: Mapping[str, Any]) -> str:
-    """``Kind/namespace/name``, or ``Kind/name`` while no namespace is known."""
-    metadata = manifest["metadata"]
-    parts = [manifest["kind"], metadata.get("namespace"), metadata["name"]]
-    return "/".join(str(part) for part in parts if part)
 
 
 def parse(documents: Mapping[str, Source]) -> list[Document]:
@@ -179,7 +177,7 @@ def prepare(
     identity: Identity,
     rules: Rules,
     *,
-    namespaced: Callable[[tuple[str, str]], bool],
+    namespaced: Callable[[KindRef], bool],
     nonce: str,
 ) -> Plan:
     """Check and stamp every object, and put them in order.
@@ -351,10 +349,10 @@ def _place(document: Document, rules: Rules, namespaced: bool, known: list[Docum
         )
     if not namespaced:
         metadata.pop("namespace", None)
-        if "/".join(document.kind) not in rules.cluster_kinds:
+        if str(document.kind) not in rules.cluster_kinds:
             raise ManifestError(
                 f"{document.where}: it belongs to no namespace; allow its kind in the trait "
-                f"`cluster_kinds`: [{'/'.join(document.kind)!r}]"
+                f"`cluster_kinds`: [{str(document.kind)!r}]"
             )
         return
     namespace = metadata.setdefault("namespace", rules.namespace)
@@ -374,7 +372,7 @@ def _refuse_duplicates(documents: Iterable[Document]) -> None:
     seen: dict[tuple[str, str], Document] = {}
     for document in documents:
         group = document.manifest["apiVersion"].rpartition("/")[0]
-        key = (group, reference(document.manifest))
+        key = (group, str(ObjectRef.of(document.manifest)))
         if key in seen:
             raise ManifestError(
                 f"{document.where} is rendered twice, also in {seen[key].source}: names must differ"
@@ -386,7 +384,7 @@ def _policy(document: Document, rules: Rules, warnings: list[str]) -> Policy:
     annotations = document.manifest["metadata"].get("annotations", {})
     written = annotations.get(rules.lifecycle_key)
     if written is None:
-        if "/".join(document.kind) not in rules.retained_kinds:
+        if str(document.kind) not in rules.retained_kinds:
             return Policy.STOPPED
         warnings.append(
             f"{document.where} has no annotation {rules.lifecycle_key}: it is kept until the user "

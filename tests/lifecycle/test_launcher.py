@@ -795,6 +795,52 @@ async def test_adopting_a_running_server(world: World, fake: FakeApiServer) -> N
         await launcher.adopt(lost, timeout=1)
 
 
+async def test_what_a_user_writes_into_a_service_does_not_move_the_route(
+    world: World, fake: FakeApiServer
+) -> None:
+    record = await world.launch()
+    launcher = Launcher(world.cluster, ME, RULES, ROUTE, log, lambda text, _: None)
+    service = fake.find("Service", "hub", "s")
+    assert service is not None
+    key = ROUTE.annotation_key
+    service["metadata"]["annotations"] |= {
+        "x": "169.254.169.254", f"{key}-address": "{.metadata.annotations.x}",
+        f"{key}-port": "80", f"{key}-scheme": "https",
+    }  # fmt: skip
+    fake.put(service)
+    await asyncio.sleep(0.02)
+    assert await launcher.adopt(record, timeout=1) == record
+    fake.put({**service, "spec": {"type": "ExternalName", "externalName": "169.254.169.254"}})
+    await asyncio.sleep(0.02)
+    with pytest.raises(ManifestError, match="Service hub/s is an ExternalName, which the template"):
+        await launcher.adopt(record, timeout=1)
+
+
+async def test_what_the_template_says_of_its_address_is_kept(
+    world: World, fake: FakeApiServer
+) -> None:
+    files = chart()
+    annotations = {f"{ROUTE.annotation_key}-port": "web", f"{ROUTE.annotation_key}-scheme": "https"}
+    files["service"]["metadata"]["annotations"] = {**CONNECTION, **annotations}
+    files["service"]["spec"]["ports"] = [{"name": "web", "port": 81}, {"name": "b", "port": 82}]
+    record = await world.launch(files)
+    assert record.url.endswith(":81")
+    service = fake.find("Service", "hub", "s")
+    assert service is not None
+    service["metadata"]["annotations"] = {}
+    fake.put(service)
+    await asyncio.sleep(0.02)
+    launcher = Launcher(world.cluster, ME, RULES, ROUTE, log, lambda text, _: None)
+    assert await launcher.adopt(replace(record, url="", ready=False), timeout=1) == record
+
+
+async def test_a_template_may_connect_through_an_external_name(world: World) -> None:
+    files = chart()
+    external = {"type": "ExternalName", "externalName": "nb.example.com"}
+    files["service"]["spec"] = external
+    assert (await world.launch(files)).url == "http://nb.example.com:8888"
+
+
 async def test_a_webhook_that_is_down_ends_the_start_in_its_rules_time(
     world: World, fake: FakeApiServer
 ) -> None:

@@ -12,8 +12,9 @@ import pytest
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.lifecycle import liveness
 from lightkube_template_spawner.lifecycle.liveness import Limits, Missing, Silent
-from lightkube_template_spawner.lifecycle.record import Connection, Record
+from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.objects.identity import OWNER
+from lightkube_template_spawner.objects.ref import SERVICE, KindRef, ObjectRef
 from lightkube_template_spawner.objects.status import Ended
 from tests.support.fake_apiserver import FakeApiServer, text
 from tests.support.objects import ME, manifest
@@ -45,7 +46,9 @@ async def served(fake: FakeApiServer, cluster: Cluster, kind: str, *others: Obj)
     first = pod() if kind == "Pod" else manifest(kind, "s", spec={"selector": LABEL})
     made = [fake.put(item) for item in (first, *others)]
     uid = made[0]["metadata"]["uid"]
-    record = Record(ME, "hub", connection=Connection("v1", kind, "hub", "s", uid), live=True)
+    record = Record(
+        ME, "hub", connection=ObjectRef(KindRef("v1", kind), "hub", "s", uid), live=True
+    )
     await liveness.watch(cluster, record)
     await asyncio.sleep(0.02)  # the fake's controllers, and their events
     return record
@@ -193,7 +196,7 @@ async def test_a_service_that_is_deleted(fake: FakeApiServer, cluster: Cluster) 
     record = await served(fake, cluster, "Service", pod("s-1"))
     fake.remove("Service", "hub", "s")
     missing = await look(cluster, record)
-    assert missing == Missing("v1", "Service", "hub", "s", missing.uid)
+    assert missing == Missing(ObjectRef(SERVICE, "hub", "s", missing.ref.uid))
     assert await liveness.confirm(cluster, missing, log) == Ended(1, "Service/hub/s was deleted")
 
 

@@ -21,6 +21,7 @@ from lightkube_template_spawner.lifecycle.liveness import Missing
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.objects.identity import Identity
+from lightkube_template_spawner.objects.ref import POD, ObjectRef
 from tests.lifecycle.test_launcher import RULES, World, chart, log
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, text
@@ -336,7 +337,7 @@ async def test_where_the_right_to_all_namespaces_goes_each_is_watched_by_itself(
     assert await look(world, records[YOU]) is None
     fake.remove("Pod", space(YOU), "s")
     await asyncio.sleep(0.02)
-    assert await look(world, records[YOU]) == Missing("v1", "Pod", space(YOU), "s", "")
+    assert await look(world, records[YOU]) == Missing(ObjectRef(POD, space(YOU), "s"))
     await world.stop(records[YOU])
     assert not fake.find("Secret", space(YOU), "s")
 

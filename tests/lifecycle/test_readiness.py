@@ -19,7 +19,8 @@ from lightkube_template_spawner.errors import StartFailed
 from lightkube_template_spawner.lifecycle import failures
 from lightkube_template_spawner.lifecycle import readiness as module
 from lightkube_template_spawner.lifecycle.readiness import Waiting
-from lightkube_template_spawner.lifecycle.record import Connection, Record
+from lightkube_template_spawner.lifecycle.record import Record
+from lightkube_template_spawner.objects.ref import POD, ObjectRef
 from tests.support.connect import connect
 from tests.support.fake_apiserver import KINDS, FakeApiServer, Fault, Served
 from tests.support.objects import ME, YOU, manifest
@@ -29,7 +30,7 @@ log = logging.getLogger("test")
 SOON = 0.05
 LATER = 30.0
 RECORD = Record(
-    ME, "hub", kinds={"v1/Pod": ("hub",)}, connection=Connection("v1", "Pod", "hub", "s"), live=True
+    ME, "hub", kinds={"v1/Pod": ("hub",)}, connection=ObjectRef(POD, "hub", "s"), live=True
 )
 UNSCHEDULABLE = {
     "type": "PodScheduled", "status": "False", "reason": "Unschedulable",

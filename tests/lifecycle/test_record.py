@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightkube_template_spawner.lifecycle.record import Connection, Record
+from lightkube_template_spawner.lifecycle.record import Record
+from lightkube_template_spawner.objects.connection import Address
 from lightkube_template_spawner.objects.identity import Identity
+from lightkube_template_spawner.objects.ref import SERVICE, KindRef, ObjectRef
 
 ALICE = Identity("hub", "alice", "gpu", 7)
 FULL = Record(
@@ -20,7 +22,8 @@ FULL = Record(
     cluster="main",
     kinds={"v1/Pod": ("ns",), "v1/Secret": ("b", "ns")},
     retained={"v1/PersistentVolumeClaim": ("ns",), "v1/Namespace": ("",)},
-    connection=Connection("v1", "Service", "ns", "x", "uid"),
+    connection=ObjectRef(SERVICE, "ns", "x", "uid"),
+    address=Address("{.status.ip}", "web", "https", "nb.example.com"),
     pod="p",
     pvc="c",
     url="http://10.0.0.1:8888",
@@ -36,7 +39,8 @@ RECORDS = st.builds(
     cluster=TEXT,
     kinds=PLACES,
     retained=PLACES,
-    connection=st.none() | st.builds(Connection, TEXT, TEXT, TEXT, TEXT, TEXT),
+    connection=st.none() | st.builds(ObjectRef, st.builds(KindRef, TEXT, TEXT), TEXT, TEXT, TEXT),
+    address=st.none() | st.builds(Address, TEXT, TEXT, TEXT, TEXT),
     pod=TEXT,
     pvc=TEXT,
     url=TEXT,
@@ -62,8 +66,8 @@ def test_a_record_survives_the_database(record: Record) -> None:
 
 def test_a_record_holds_nothing_but_these() -> None:
     assert FULL.to_state().keys() == {
-        "identity", "namespace", "cluster", "kinds", "retained", "connection", "pod", "pvc", "url",
-        "live", "ready", "note",
+        "identity", "namespace", "cluster", "kinds", "retained", "connection", "address", "pod",
+        "pvc", "url", "live", "ready", "note",
     }  # fmt: skip
 
 
@@ -108,6 +112,7 @@ def test_namespaces_are_all_that_hold_objects_and_the_servers_own() -> None:
     assert FULL.stopped().namespaces == ("ns",)
 
 
-def test_a_connection_is_referred_to_by_kind_namespace_and_name() -> None:
-    assert Connection("v1", "Pod", "ns", "x").reference == "Pod/ns/x"
-    assert Connection("example.com/v1", "Cluster", "", "x").reference == "Cluster/x"
+def test_a_connection_is_saved_field_by_field() -> None:
+    assert FULL.to_state()["connection"] == {
+        "api_version": "v1", "kind": "Service", "namespace": "ns", "name": "x", "uid": "uid",
+    }  # fmt: skip

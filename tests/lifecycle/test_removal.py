@@ -15,9 +15,10 @@ from lightkube_template_spawner.cluster import retry as patience
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.errors import NodeLost, RemovalIncomplete
 from lightkube_template_spawner.lifecycle import removal as module
-from lightkube_template_spawner.lifecycle.record import Connection, Record
+from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.objects.identity import Identity, Policy
+from lightkube_template_spawner.objects.ref import SERVICE, ObjectRef
 from tests.support.fake_apiserver import FakeApiServer, Fault, Refusal, text
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
 
@@ -102,7 +103,7 @@ async def test_stopping_twice_is_no_error(fake: FakeApiServer, cluster: Cluster)
 
 async def test_the_connection_object_goes_first_too(fake: FakeApiServer, cluster: Cluster) -> None:
     server(fake)
-    connection = Connection("v1", "Service", "hub", "s")
+    connection = ObjectRef(SERVICE, "hub", "s")
     order: list[str] = []
     fake.on_request = lambda request, when: (
         order.append(request.path.rpartition("/")[2])

@@ -9,7 +9,7 @@ import pytest
 
 from lightkube_template_spawner.errors import ManifestError
 from lightkube_template_spawner.objects import connection
-from lightkube_template_spawner.objects.connection import Route, lookup
+from lightkube_template_spawner.objects.connection import Address, Route, lookup
 
 KEY = "kubetemplatespawner/connection"
 DNS = Route(service_address="dns")
@@ -19,6 +19,7 @@ def live(kind: str, *, port: str = "", scheme: str = "", address: str = "", **mo
     written = {"port": port, "scheme": scheme, "address": address}
     annotations = {KEY: "true", **{f"{KEY}-{k}": v for k, v in written.items() if v}}
     return {
+        "apiVersion": "v1",
         "kind": kind,
         "metadata": {"name": "x", "namespace": "ns", "annotations": annotations},
     } | more
@@ -36,7 +37,8 @@ def service(*ports: dict[str, Any], written: dict[str, str] | None = None, **spe
 
 
 def url(thing: Any, route: Route = Route()) -> str | None:  # noqa: B008 - frozen
-    return connection.url(thing, route)
+    """Of an object that is as the template wrote it."""
+    return connection.url(thing, Address.written(thing, route.annotation_key), route)
 
 
 # -- pods -----------------------------------------------------------------------------------------
@@ -157,6 +159,59 @@ def test_an_external_name_is_called_by_it() -> None:
     )
 
 
+def test_a_service_made_an_external_name_is_refused() -> None:
+    thing = service({"port": 8888}, type="ExternalName", externalName="169.254.169.254")
+    for route in (Route(), DNS):
+        with pytest.raises(ManifestError, match="Service ns/x is an ExternalName, which the temp"):
+            connection.url(thing, Address(), route)
+
+
+def test_the_external_name_is_the_templates() -> None:
+    thing = live("Service", spec={"type": "ExternalName", "externalName": "169.254.169.254"})
+    for changed in (thing, service({"port": 8888})):
+        assert connection.url(changed, Address(external_name="nb.example.com"), Route()) == (
+            "http://nb.example.com:8888"
+        )
+
+
+# -- annotations of a live object -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("thing", [pod(), service({"port": 8888}), live("Notebook")])
+def test_annotations_of_a_live_object_lead_nowhere(thing: Any) -> None:
+    before = connection.url(thing, Address(), Route())
+    annotations = {"x": "169.254.169.254", f"{KEY}-address": "{.metadata.annotations.x}",
+                   f"{KEY}-port": "80", f"{KEY}-scheme": "https"}  # fmt: skip
+    patched = {**thing, "metadata": {**thing["metadata"], "annotations": annotations}}
+    assert connection.url(patched, Address(), Route()) == before
+
+
+# -- records of earlier versions ------------------------------------------------------------------
+
+EXTERNAL = {"type": "ExternalName", "externalName": "10.1.2.3"}
+
+
+@pytest.mark.parametrize(
+    ("thing", "known", "address"),
+    [
+        (pod(), "https://10.0.0.5:9000", Address(port="9000", scheme="https")),
+        (pod("fd00::5"), "http://[fd00::5]:8888", Address(port="8888", scheme="http")),
+        (pod(), "http://192.0.2.1:8888", None),
+        (pod(), "", Address()),
+        (service(), "http://10.1.2.3:8888", Address(port="8888", scheme="http")),
+        (service(), "http://192.0.2.1:8888", None),
+        (live("Service", spec=EXTERNAL), "http://10.1.2.3:8888", None),
+        (live("Service", spec=EXTERNAL), "", None),
+        (live("Notebook"), "http://192.0.2.1:8888", None),
+        (live("Notebook"), "", None),
+    ],
+)
+def test_an_earlier_versions_url_keeps_its_port_and_scheme_where_it_was_the_objects_own(
+    thing: Any, known: str, address: Address | None
+) -> None:
+    assert connection.recalled(thing, known, Route()) == address
+
+
 # -- any other kind -------------------------------------------------------------------------------
 
 
@@ -213,6 +268,7 @@ def test_an_address_counts_for_pods_and_services_too() -> None:
 
 def test_another_kind_without_address_has_no_url() -> None:
     assert url(live("Notebook")) is None
+    assert url(service({"port": 8888}) | {"apiVersion": "serving.knative.dev/v1"}) is None
 
 
 def test_a_custom_annotation_key() -> None:
