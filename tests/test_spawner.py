@@ -39,7 +39,6 @@ from tests.support.hub import INSTANCE, FakeHub, log, running_hub
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.usefixtures("quick"),
     pytest.mark.skipif(library_folder() is None, reason="helm-python-sdk is missing"),
 ]
 
