@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from lightkube_template_spawner.cluster import events, reflector
-from lightkube_template_spawner.cluster import retry as patience
 from lightkube_template_spawner.cluster.api import Api
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.lifecycle import removal
+from lightkube_template_spawner.cluster.timing import Timing
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.objects import ME
+from tests.support.timing import QUICK
 
 
 @pytest.fixture
@@ -32,18 +31,15 @@ async def api(fake: FakeApiServer, tmp_path: Path) -> AsyncIterator[Api]:
 
 
 @pytest.fixture
-async def cluster(fake: FakeApiServer, tmp_path: Path) -> AsyncIterator[Cluster]:
-    made = Cluster(connect(tmp_path, transport=fake), ME.instance, logging.getLogger("test"))
-    await asyncio.sleep(0)
-    yield made
-    await made.aclose()
+def quick() -> Timing:
+    """A whole hub's pauses in milliseconds."""
+    return QUICK
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole hub's pauses in milliseconds."""
-    monkeypatch.setattr(patience, "_BACKOFF", (0.001, 0.001))
-    monkeypatch.setattr(events, "_PAUSE", (0.01, 0.01))
-    monkeypatch.setattr(events, "_LINGER", 0.01)
-    monkeypatch.setattr(reflector, "_BACKOFF", (0.02, 0.08))
-    monkeypatch.setattr(removal, "_CONFIRM", 0.01)
+async def cluster(fake: FakeApiServer, tmp_path: Path, quick: Timing) -> AsyncIterator[Cluster]:
+    log = logging.getLogger("test")
+    made = Cluster(connect(tmp_path, transport=fake), ME.instance, log, quick)
+    await asyncio.sleep(0)
+    yield made
+    await made.aclose()

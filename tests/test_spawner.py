@@ -42,7 +42,6 @@ from tests.support.fake_apiserver import FakeApiServer, Fault, Seen, text
 from tests.support.hub import INSTANCE, FakeHub, log, running_hub
 
 pytestmark = [
-    pytest.mark.usefixtures("quick"),
     pytest.mark.skipif(library_folder() is None, reason="helm-python-sdk is missing"),
 ]
 

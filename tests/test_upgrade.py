@@ -20,7 +20,6 @@ from tests.support.fake_apiserver import FakeApiServer
 from tests.support.hub import FakeHub, running_hub
 
 pytestmark = [
-    pytest.mark.usefixtures("quick"),
     pytest.mark.skipif(library_folder() is None, reason="helm-python-sdk is missing"),
 ]
 

@@ -21,6 +21,7 @@ from lightkube_template_spawner.cluster.kinds import propagation
 from lightkube_template_spawner.cluster.live import Meta
 from lightkube_template_spawner.cluster.retry import retried
 from lightkube_template_spawner.cluster.stores import Stores
+from lightkube_template_spawner.cluster.timing import DEFAULT, Timing
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import (
     AlreadyThere,
@@ -44,8 +45,10 @@ _MUST_BE_NEW = "1"
 class Cluster(Stores):
     """Stores, discovery and writes for one hub instance on one API server."""
 
-    def __init__(self, api: Api, instance: str, log: logging.Logger) -> None:
-        super().__init__(api, instance, log)
+    def __init__(
+        self, api: Api, instance: str, log: logging.Logger, timing: Timing = DEFAULT
+    ) -> None:
+        super().__init__(api, instance, log, timing)
         self._writes = anyio.CapacityLimiter(_WRITES_IN_FLIGHT)
         self._one_by_one: set[Kind] = set()  # we may not delete collections of these
 
@@ -236,7 +239,7 @@ class Cluster(Stores):
         return await self._retry(in_turn)
 
     async def _retry(self, operation: Callable[[], Awaitable[T]]) -> T:
-        return await retried(operation, self._log)
+        return await retried(operation, self._log, self.timing)
 
 
 def _refuse_empty(selector: str) -> None:

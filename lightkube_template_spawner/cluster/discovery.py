@@ -9,6 +9,7 @@ from typing import Any
 
 from lightkube_template_spawner.cluster.api import Api, Kind
 from lightkube_template_spawner.cluster.retry import retried
+from lightkube_template_spawner.cluster.timing import DEFAULT, Timing
 from lightkube_template_spawner.errors import Unavailable, UnknownKind
 
 _AGGREGATED = "application/json;g=apidiscovery.k8s.io;v={};as=APIGroupDiscoveryList"
@@ -22,9 +23,10 @@ _TO_DELETE = frozenset({"list", "delete"})
 class Discovery:
     """The kinds of one API server; asked again once when a kind is not known."""
 
-    def __init__(self, api: Api, log: logging.Logger) -> None:
+    def __init__(self, api: Api, log: logging.Logger, timing: Timing = DEFAULT) -> None:
         self._api = api
         self._log = log
+        self._timing = timing
         self._kinds: dict[tuple[str, str], Kind] = {}
         self._preferred: list[Kind] = []
         self._silent: set[str] = set()  # API versions that are served but did not answer
@@ -58,7 +60,7 @@ class Discovery:
                 "correct apiVersion and kind in the template"
             )
 
-        return await retried(find, self._log)
+        return await retried(find, self._log, self._timing)
 
     async def named(self, names: Iterable[str]) -> list[Kind]:
         """The kinds written as ``v1/Pod`` or ``apps/v1/Deployment``; unknown ones are left out.
@@ -104,12 +106,16 @@ class Discovery:
             "spec": {"namespace": namespace},
         }
         path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
-        answer = await retried(lambda: self._api.call("POST", path, body=review), self._log)
+        answer = await retried(
+            lambda: self._api.call("POST", path, body=review), self._log, self._timing
+        )
         status = answer.get("status") or {}
         return list(status.get("resourceRules") or ()), not status.get("incomplete")
 
     async def _get(self, path: str, accept: str = "application/json") -> Any:
-        return await retried(lambda: self._api.call("GET", path, accept=accept), self._log)
+        return await retried(
+            lambda: self._api.call("GET", path, accept=accept), self._log, self._timing
+        )
 
     async def _load(
         self, *, fresh: bool, missing: tuple[str, str] | None = None

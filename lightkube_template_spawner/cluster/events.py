@@ -19,14 +19,13 @@ import msgspec
 
 from lightkube_template_spawner.cluster.api import Api, Kind, error_from
 from lightkube_template_spawner.cluster.retry import asked_pause
+from lightkube_template_spawner.cluster.timing import DEFAULT, Timing
 from lightkube_template_spawner.errors import Unavailable
 
 EVENTS = Kind("", "v1", "Event", "events", namespaced=True)
 _NO_NODES = "involvedObject.kind!=Node"
 _KEPT = 500  # what came before its object's UID was known is looked up here
-_LINGER = 60.0  # seconds: one watch serves a class that starts together
 _IDLE = 300.0  # events get no bookmarks; silence is normal
-_PAUSE = (0.2, 2.0)  # seconds, doubled while nothing comes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,10 @@ class Event:
 class EventFeed:
     """The events of one namespace, while somebody listens."""
 
-    def __init__(self, api: Api, namespace: str, log: logging.Logger) -> None:
+    def __init__(
+        self, api: Api, namespace: str, log: logging.Logger, timing: Timing = DEFAULT
+    ) -> None:
+        self._timing = timing
         self._api = api
         self._namespace = namespace
         self._log = log
@@ -95,7 +97,9 @@ class EventFeed:
         finally:
             self._listeners.pop(listener, None)
             if not self._listeners:
-                self._closing = asyncio.get_running_loop().call_later(_LINGER, self.close)
+                self._closing = asyncio.get_running_loop().call_later(
+                    self._timing.linger, self.close
+                )
 
     def about(self, uid: str) -> list[Event]:
         """Recent events about an object whose UID has only now become known."""
@@ -110,7 +114,8 @@ class EventFeed:
         self._recent.clear()
 
     async def _run(self) -> None:
-        pause = _PAUSE[0]
+        shortest, longest = self._timing.events
+        pause = shortest
         while True:
             began, error = time.monotonic(), None
             try:
@@ -127,10 +132,10 @@ class EventFeed:
                 # Events are told to the user, nothing depends on them: begin again at "now".
                 self._log.debug("Events of %s: %r", self._namespace, failure)
                 self._version = ""
-            if time.monotonic() - began > _PAUSE[1]:
-                pause = _PAUSE[0]
+            if time.monotonic() - began > longest:
+                pause = shortest
             await asyncio.sleep(max(pause, asked_pause(error)))
-            pause = min(pause * 2, _PAUSE[1])
+            pause = min(pause * 2, longest)
 
     async def _watch(self) -> None:
         params = {

@@ -19,6 +19,7 @@ from lightkube_template_spawner.cluster.api import Api, Kind
 from lightkube_template_spawner.cluster.discovery import Discovery, allowed
 from lightkube_template_spawner.cluster.events import EVENTS
 from lightkube_template_spawner.cluster.retry import retried
+from lightkube_template_spawner.cluster.timing import DEFAULT, Timing
 from lightkube_template_spawner.errors import ClusterError, Forbidden
 from lightkube_template_spawner.objects.plan import Plan
 
@@ -32,8 +33,7 @@ LOOK = frozenset({"list", "watch"})
 _RBAC = "rbac.authorization.k8s.io"
 # No namespace has this name, so that only rules of ClusterRoleBindings are told for it.
 _NOWHERE = "-"
-_STANDS = 5.0  # seconds until what was allowed is asked again
-_REVIEWED_STANDS = 60.0  # the same where each verb is a request
+_REVIEWED_STANDS = 60.0  # seconds until it is asked again where each verb is a request
 # Quotas, policies and admission webhooks say "forbidden" too, and nothing of anybody's rights.
 _NO_RIGHT = re.compile(r'User ".*" cannot \S+ (resource|path) ')
 
@@ -109,12 +109,12 @@ class Rights:
     """What the hub's account may do on one API server."""
 
     def __init__(
-        self, api: Api, discovery: Discovery, log: logging.Logger, *, stands: float = _STANDS
+        self, api: Api, discovery: Discovery, log: logging.Logger, timing: Timing = DEFAULT
     ) -> None:
         self._api = api
         self._discovery = discovery
         self._log = log
-        self._stands = stands
+        self._timing = timing
         self._held: dict[Place, _Held] = {}
         self._everywhere: dict[Kind, bool] = {}
         self._warned = False
@@ -139,7 +139,9 @@ class Rights:
                         held = allowed(rules, place[0], left[place])
                         if not complete:
                             held |= await self._reviewed(place, left[place] - held)
-                        self._remember(place, held, self._stands if complete else _REVIEWED_STANDS)
+                        self._remember(
+                            place, held, self._timing.rights if complete else _REVIEWED_STANDS
+                        )
                         left[place] -= held
                     if complete and namespace == events:
                         self._look_for_events(rules, events)
@@ -213,7 +215,9 @@ class Rights:
                 "kind": "SelfSubjectAccessReview",
                 "spec": {"resourceAttributes": asked},
             }
-            answer = await retried(partial(self._api.call, "POST", path, body=review), self._log)
+            answer = await retried(
+                partial(self._api.call, "POST", path, body=review), self._log, self._timing
+            )
             if (answer.get("status") or {}).get("allowed") is True:
                 given.add(verb)
         return frozenset(given)

@@ -20,7 +20,8 @@ import msgspec
 from lightkube_template_spawner.cluster.api import METADATA, METADATA_LIST, Api, Kind, error_from
 from lightkube_template_spawner.cluster.changes import Changes
 from lightkube_template_spawner.cluster.live import Key, Live, sharing
-from lightkube_template_spawner.cluster.retry import LEARNING, asked_pause
+from lightkube_template_spawner.cluster.retry import asked_pause
+from lightkube_template_spawner.cluster.timing import DEFAULT, Timing
 from lightkube_template_spawner.errors import (
     ClusterError,
     Expired,
@@ -32,7 +33,6 @@ from lightkube_template_spawner.objects.identity import OWNER
 
 _PAGE = "500"
 _IDLE = 90.0  # bookmarks come each minute or so; longer silence is a dead connection
-_BACKOFF = (0.8, 2.5)  # seconds; with a connection's time-out it is back within five
 _REFUSED = 30.0  # the longest pause where only an administrator can change the answer
 _WATCH_SECONDS = (290, 590)
 _HOT = 5.0  # a watch that ends sooner is not opened again at once
@@ -65,6 +65,7 @@ class Reflector:
         changes: Changes,
         log: logging.Logger,
         full: bool,
+        timing: Timing = DEFAULT,
         within: set[str] | None = None,
         on_gone: Callable[[Live], None] = lambda _: None,
         idle: float = _IDLE,
@@ -81,6 +82,7 @@ class Reflector:
         self._changes = changes
         self._log = log
         self._on_gone = on_gone
+        self._timing = timing
         self._idle = idle
         self._store: dict[Key, Live] = {}
         self._owners: dict[str, dict[Key, Live]] = {}
@@ -148,21 +150,21 @@ class Reflector:
             await self._run()
 
     async def _run(self) -> None:
-        delay = _BACKOFF[0]
+        delay = self._timing.watch[0]
         while True:
             began, resumed, self._heard = time.monotonic(), self._version is not None, 0
             self.error = await self._once()
             lasted = time.monotonic() - began > _HOT
             expired = resumed and isinstance(self.error, Expired) and self._listed < began - _HOT
-            learning = isinstance(self.error, Unavailable) and self.error.code == 403
-            if lasted or expired or learning or self._heard:
-                delay = _BACKOFF[0]
+            recovering = isinstance(self.error, Unavailable) and self.error.code == 403
+            if lasted or expired or recovering or self._heard:
+                delay = self._timing.watch[0]
             if expired or (lasted and self.error is None):
                 continue
             jittered = delay * random.uniform(0.5, 1.0)  # noqa: S311
             await self._pause(max(jittered, asked_pause(self.error)))
             refused = isinstance(self.error, Forbidden | NotFound)
-            delay = min(delay * 2, _REFUSED if refused else _BACKOFF[1])
+            delay = min(delay * 2, _REFUSED if refused else self._timing.watch[1])
 
     async def _once(self) -> ClusterError | None:
         """Watch until it ends, and how it did."""
@@ -182,9 +184,9 @@ class Reflector:
         return None
 
     @property
-    def learning(self) -> bool:
+    def recovering(self) -> bool:
         """Whether the API server has just come back: it may not know our rights yet."""
-        return time.monotonic() - self._silent < LEARNING
+        return time.monotonic() - self._silent < self._timing.recovering
 
     async def _pause(self, seconds: float) -> None:
         """Back off, unless a start is waiting for the first list."""
@@ -193,7 +195,9 @@ class Reflector:
             await asyncio.wait_for(self._hurry.wait(), seconds)
         except TimeoutError:
             return
-        await asyncio.sleep(_BACKOFF[0] / 4)  # many may hurry us: still no faster than this
+        await asyncio.sleep(
+            self._timing.watch[0] / 4
+        )  # many may hurry us: still no faster than this
 
     def _lost(self, error: ClusterError) -> ClusterError:
         self._version = None
@@ -202,7 +206,7 @@ class Reflector:
     def _failed(self, error: ClusterError) -> ClusterError:
         if isinstance(error, Unavailable):
             self._silent = time.monotonic()
-        elif isinstance(error, Forbidden) and self.learning:
+        elif isinstance(error, Forbidden) and self.recovering:
             error = Unavailable(str(error), code=error.code)
         level = logging.DEBUG if isinstance(error, Expired) else logging.WARNING
         if self.error is None or str(self.error) != str(error):

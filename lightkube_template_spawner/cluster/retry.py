@@ -16,14 +16,12 @@ from typing import TypeVar
 
 import anyio
 
+from lightkube_template_spawner.cluster.timing import DEFAULT, Timing
 from lightkube_template_spawner.errors import Forbidden, Unavailable
 
 T = TypeVar("T")
 
-_BACKOFF = (0.5, 4.0)  # seconds: the first, doubled up to the last
 _LONGEST_ASKED = 30.0  # a server that says when to come back is obeyed up to this
-_UNBOUNDED = 30.0  # for a caller without any deadline, such as the sweep
-LEARNING = 10.0  # seconds for which a server that is back may not know anybody's rights yet
 _SILENT = "the API server did not answer in time"
 
 # For how many seconds an answer is worth another try; None: as long as there is time.
@@ -55,7 +53,9 @@ def within(seconds: float, limit: Limit | None = None) -> Iterator[None]:
         raise TimeoutError("; ".join(sorted({*inner.values()})))
 
 
-async def retried(operation: Callable[[], Awaitable[T]], log: logging.Logger) -> T:
+async def retried(
+    operation: Callable[[], Awaitable[T]], log: logging.Logger, timing: Timing = DEFAULT
+) -> T:
     """Repeat an idempotent request until there is a usable answer, or the caller's time is up.
 
     Raises:
@@ -65,9 +65,9 @@ async def retried(operation: Callable[[], Awaitable[T]], log: logging.Logger) ->
     said = {} if said is None else said
     this = object()
     said[this] = _SILENT  # stays there when we are cancelled
-    delay, silent = _BACKOFF[0], -math.inf
+    delay, silent = timing.retry[0], -math.inf
     bounded = anyio.current_effective_deadline() < math.inf
-    last = math.inf if bounded else anyio.current_time() + _UNBOUNDED
+    last = math.inf if bounded else anyio.current_time() + timing.unbounded
     limited: float | None = None  # since when the answer is one of those that get less time
     while True:
         try:
@@ -76,8 +76,8 @@ async def retried(operation: Callable[[], Awaitable[T]], log: logging.Logger) ->
             now, worth = anyio.current_time(), _limit.get()(str(error))
             if isinstance(error, Unavailable):
                 silent = now
-            elif now - silent < LEARNING:
-                delay = _BACKOFF[0]
+            elif now - silent < timing.recovering:
+                delay = timing.retry[0]
             else:
                 del said[this]
                 raise
@@ -95,7 +95,7 @@ async def retried(operation: Callable[[], Awaitable[T]], log: logging.Logger) ->
             del said[this]
             return answer
         await anyio.sleep(pause)
-        delay = min(delay * 2, _BACKOFF[1])
+        delay = min(delay * 2, timing.retry[1])
 
 
 def asked_pause(error: Exception | None) -> float:

@@ -16,6 +16,7 @@ from lightkube_template_spawner.cluster.kinds import is_kept_whole
 from lightkube_template_spawner.cluster.live import Live
 from lightkube_template_spawner.cluster.rbac import Rights
 from lightkube_template_spawner.cluster.reflector import Reflector
+from lightkube_template_spawner.cluster.timing import DEFAULT, Timing
 from lightkube_template_spawner.errors import Forbidden
 from lightkube_template_spawner.objects.identity import hub_selector
 from lightkube_template_spawner.objects.ref import NAMESPACE
@@ -26,11 +27,14 @@ Key = tuple[Kind, str | None, bool]  # kind, namespace (None: all), whether obje
 class Stores:
     """What one hub instance sees of one API server, and what it may do there."""
 
-    def __init__(self, api: Api, instance: str, log: logging.Logger) -> None:
+    def __init__(
+        self, api: Api, instance: str, log: logging.Logger, timing: Timing = DEFAULT
+    ) -> None:
         self.api = api
+        self.timing = timing
         self.changes = Changes()
-        self.discovery = Discovery(api, log)
-        self.rights = Rights(api, self.discovery, log)
+        self.discovery = Discovery(api, log, timing)
+        self.rights = Rights(api, self.discovery, log, timing)
         self._log = log
         self._selector = hub_selector(instance)
         self._reflectors: dict[Key, Reflector] = {}
@@ -78,6 +82,7 @@ class Stores:
                 changes=self.changes,
                 log=self._log,
                 full=full,
+                timing=self.timing,
                 within=within,
                 on_gone=self._left if kind.ref == NAMESPACE else lambda _: None,
             )
@@ -128,7 +133,7 @@ class Stores:
     def events(self, namespace: str) -> EventFeed:
         """The events of a namespace, watched only while somebody listens."""
         if namespace not in self._feeds:
-            self._feeds[namespace] = EventFeed(self.api, namespace, self._log)
+            self._feeds[namespace] = EventFeed(self.api, namespace, self._log, self.timing)
         return self._feeds[namespace]
 
     def _left(self, live: Live) -> None:

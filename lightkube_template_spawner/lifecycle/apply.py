@@ -40,7 +40,6 @@ _NO_ACCOUNT = 'serviceaccount "default" not found'
 _ACCOUNT_WAIT, _PAUSE = 10.0, 0.1
 _TRIES = 3
 _CLEARING = 60.0  # at most, within the start's own time
-_GOING = 10.0  # what takes longer to go is held by something: the user is told
 
 
 class Applying:
@@ -173,7 +172,7 @@ class Applying:
     async def _until_gone(self, kind: Kind, metadata: Mapping[str, Any]) -> None:
         """Applying onto what is being deleted succeeds, and it vanishes all the same."""
         found = kind, msgspec.convert(metadata, Meta)
-        with anyio.move_on_after(_GOING):
+        with anyio.move_on_after(self._cluster.timing.going):
             await Removal(self._cluster, self._log).gone(found)
             return
         raise StartFailed(

@@ -17,8 +17,6 @@ from lightkube_template_spawner.objects.identity import WAIT
 from lightkube_template_spawner.objects.plan import Plan
 from lightkube_template_spawner.objects.ref import NAMESPACE, POD, SERVICE, SLICE
 
-_EFFECT = 5.0  # seconds until every API server knows a new binding
-_PAUSE = 0.1
 _NOTHING_YET = "Nothing was created: "
 _OWN_ROLES = "The template's own roles do not suffice: "
 
@@ -55,9 +53,11 @@ class Access:
         while True:
             missing = await self._missing(self._needs(places))
             refused = {p: v for p, v in missing.items() if not rights.promised(self._plan, p)}
-            if not refused or not any(store.learning for store in self._cluster.stores()):
+            if not refused or not any(store.recovering for store in self._cluster.stores()):
                 break
-            await anyio.sleep(_PAUSE * 5)  # an API server that has just come back knows no roles
+            await anyio.sleep(
+                self._cluster.timing.binding_pause * 5
+            )  # an API server that has just come back knows no roles
         if refused:
             raise await self._refusal(refused, _NOTHING_YET)
         await self._watch({p: v for p, v in places.items() if p not in missing}, _NOTHING_YET)
@@ -72,9 +72,10 @@ class Access:
             return
         places = await self._places()
         needs = self._needs(places)
-        with anyio.move_on_after(_EFFECT):
+        timing = self._cluster.timing
+        with anyio.move_on_after(timing.binding):
             while await self._missing(needs):  # noqa: ASYNC110 - nothing tells of it
-                await anyio.sleep(_PAUSE)
+                await anyio.sleep(timing.binding_pause)
         missing = await self._missing(needs)
         if missing:
             raise await self._refusal(missing, _OWN_ROLES)

@@ -38,8 +38,6 @@ Found = tuple[Kind, Meta]
 Place = tuple[Kind, str]  # kind, namespace ("" for cluster-scoped)
 Delete = Callable[[Place], Awaitable[list[Found]]]
 
-_CONFIRM = 1.0
-_DOUBT = 10.0  # seconds after which a watch that tells nothing may be dead
 _ASKING = 8  # at once, where nothing watches
 
 
@@ -306,7 +304,7 @@ class Removal:
 
         while True:
             if watched:
-                with anyio.move_on_after(_DOUBT):
+                with anyio.move_on_after(self._cluster.timing.doubt):
                     await self._cluster.changes.wait_until(owner, over)
                     if not self._seen(found):
                         return
@@ -314,7 +312,7 @@ class Removal:
                 return
             await self._give_up(self._lost_pods(found))
             if not watched:
-                await anyio.sleep(_CONFIRM)
+                await anyio.sleep(self._cluster.timing.confirm)
 
     def _lost_pods(self, found: Found) -> list[tuple[Live, str]]:
         """Pods that keep it because their node, named beside, does not answer.

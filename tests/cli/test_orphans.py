@@ -33,6 +33,7 @@ from lightkube_template_spawner.objects.identity import Identity, Policy
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
+from tests.support.timing import QUICK
 
 TOKEN = "hub-token"
 
@@ -234,7 +235,7 @@ def run(
     async def once(*words: str) -> int:
         api = connect(tmp_path, transport=fake)
         key = (asyncio.get_running_loop(), "", "", "i")
-        clusters._shared[key] = Cluster(api, "i", logging.getLogger("test"))
+        clusters._shared[key] = Cluster(api, "i", logging.getLogger("test"), QUICK)
         try:
             words = ("orphans", "--instance", "i", "-n", "hub", "--min-age", "0s", *words)
             return await command._orphans(command._parser().parse_args(words))

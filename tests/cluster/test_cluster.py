@@ -12,7 +12,6 @@ import httpx2
 import pytest
 
 from lightkube_template_spawner.cluster import cluster as module
-from lightkube_template_spawner.cluster import retry as patience
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.live import Meta
@@ -29,14 +28,10 @@ from lightkube_template_spawner.objects.identity import Identity, Policy
 from tests.support.connect import connect, kubeconfig
 from tests.support.fake_apiserver import FakeApiServer, Fault, Refusal, text
 from tests.support.objects import CONFIG, LIFECYCLE, ME, POD, YOU, manifest, planned
+from tests.support.timing import QUICK
 
 log = logging.getLogger("test")
 SELECTOR = ME.selector(LIFECYCLE, [Policy.STOPPED])
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_BACKOFF", (0.001, 0.001))
 
 
 def ours(meta: Meta) -> bool:
@@ -307,10 +302,11 @@ async def test_deletes_wait_out_a_bad_moment(fake: FakeApiServer, cluster: Clust
 
 
 async def test_a_write_that_waits_for_its_next_try_keeps_no_other(
-    fake: FakeApiServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    fake: FakeApiServer, tmp_path: Path
 ) -> None:
     """One extension that is down must not stand in the way of everybody's starts and stops."""
-    monkeypatch.setattr(patience, "_BACKOFF", (5, 5))
+    slow = replace(QUICK, retry=(5, 5))
+    cluster = Cluster(connect(tmp_path, transport=fake), ME.instance, log, slow)
     fake.faults.append(replace(text(500, "no webhook"), method="DELETE", path="/pods$", times=99))
     await several(cluster)
     async with anyio.create_task_group() as group:
@@ -319,13 +315,14 @@ async def test_a_write_that_waits_for_its_next_try_keeps_no_other(
         with anyio.fail_after(2):
             assert await cluster.delete_matching(CONFIG, "hub", SELECTOR, ours)
         group.cancel_scope.cancel()
+    await cluster.aclose()
 
 
 # Closing
 
 
 async def test_closing_ends_everything(fake: FakeApiServer, tmp_path: Path) -> None:
-    cluster = Cluster(connect(tmp_path, transport=fake), ME.instance, log)
+    cluster = Cluster(connect(tmp_path, transport=fake), ME.instance, log, QUICK)
     await cluster.reflector(POD, "hub").sync()
     with cluster.events("hub").listen(lambda event: None):
         await anyio.sleep(0.02)

@@ -14,11 +14,12 @@ from lightkube_template_spawner.cluster.discovery import Discovery
 from lightkube_template_spawner.cluster.retry import within
 from lightkube_template_spawner.errors import UnknownKind
 from tests.support.fake_apiserver import FakeApiServer, Fault, Served, text
+from tests.support.timing import QUICK
 
 
 @pytest.fixture
 def discovery(api: Api) -> Discovery:
-    return Discovery(api, logging.getLogger("test"))
+    return Discovery(api, logging.getLogger("test"), QUICK)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -72,10 +73,7 @@ async def test_kinds_by_name(discovery: Discovery) -> None:
     text(503, "starting"), text(429, "Too many requests", Retry_After="0"),
     text(502, "<html/>", "text/html"), Fault(lost=True, error=lambda: httpx2.ReadError("reset")),
 ], ids=["503", "429", "502", "broken"])  # fmt: skip
-async def test_a_bad_moment_passes(
-    fake: FakeApiServer, discovery: Discovery, fault: Fault, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lightkube_template_spawner.cluster.retry._BACKOFF", (0.001, 0.001))
+async def test_a_bad_moment_passes(fake: FakeApiServer, discovery: Discovery, fault: Fault) -> None:
     fault.met, fault.path = 0, "/api"
     fake.faults.append(fault)
     assert (await discovery.kind("v1", "Pod")).plural == "pods"
@@ -83,10 +81,9 @@ async def test_a_bad_moment_passes(
 
 
 async def test_an_extension_that_is_down_costs_no_other(
-    fake: FakeApiServer, discovery: Discovery, monkeypatch: pytest.MonkeyPatch
+    fake: FakeApiServer, discovery: Discovery
 ) -> None:
     """Before Kubernetes 1.26 each group is asked for itself, and an extension's server may fail."""
-    monkeypatch.setattr("lightkube_template_spawner.cluster.retry._BACKOFF", (0.001, 0.001))
     fake.legacy = True
     fake.faults.append(
         Fault(answer=lambda: httpx2.Response(503), path="/apis/example.org/v1$", times=5)
@@ -106,9 +103,8 @@ async def test_an_extension_that_is_down_costs_no_other(
 
 @pytest.mark.parametrize("legacy", [True, False])
 async def test_a_kind_that_cannot_be_asked_about_is_not_called_unknown(
-    fake: FakeApiServer, discovery: Discovery, legacy: bool, monkeypatch: pytest.MonkeyPatch
+    fake: FakeApiServer, discovery: Discovery, legacy: bool
 ) -> None:
-    monkeypatch.setattr("lightkube_template_spawner.cluster.retry._BACKOFF", (0.001, 0.001))
     fake.legacy, fake.stale = legacy, {"example.org/v1"}
     with pytest.raises(TimeoutError, match=r"example\.org/v1 did not answer"), within(0.1):
         await discovery.kind("example.org/v1", "Widget")

@@ -11,21 +11,17 @@ from typing import Any
 import httpx2
 import pytest
 
-from lightkube_template_spawner.cluster import events as module
 from lightkube_template_spawner.cluster.api import Api
 from lightkube_template_spawner.cluster.events import Event, EventFeed
+from lightkube_template_spawner.cluster.timing import Timing
 from tests.support.fake_apiserver import FakeApiServer, Fault, text
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PAUSE", (0.02, 0.02))
-    monkeypatch.setattr(module, "_LINGER", 0.05)
 
 
 @pytest.fixture
 async def feed(api: Api) -> AsyncIterator[EventFeed]:
-    made = EventFeed(api, "hub", logging.getLogger("test"))
+    made = EventFeed(
+        api, "hub", logging.getLogger("test"), Timing(events=(0.02, 0.02), linger=0.05)
+    )
     yield made
     if made._closing is not None:
         made._closing.cancel()

@@ -17,6 +17,7 @@ from lightkube_template_spawner.cluster import rbac as rights
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.discovery import Discovery, granted
 from lightkube_template_spawner.cluster.rbac import FULL, LOOK, Needs, Rights
+from lightkube_template_spawner.cluster.timing import Timing
 from lightkube_template_spawner.errors import ClusterError, Forbidden
 from lightkube_template_spawner.objects import plan as manifests
 from tests.support.connect import connect
@@ -215,7 +216,7 @@ async def test_what_was_allowed_is_asked_again_after_a_while(
 ) -> None:
     api = connect(tmp_path, transport=fake)
     log = logging.getLogger("test")
-    rights = Rights(api, Discovery(api, log), log, stands=0.05)
+    rights = Rights(api, Discovery(api, log), log, Timing(rights=0.05))
     assert await rights.missing(NEEDS) == {}
     fake.forbidden.add(("create", "pods"))
     assert await rights.missing(NEEDS) == {}
@@ -235,7 +236,7 @@ async def test_a_slow_review_denies_nothing(fake: FakeApiServer, tmp_path: Path)
     """Nor does an answer that is old before the last of them has come."""
     api = connect(tmp_path, transport=fake)
     log = logging.getLogger("test")
-    assert await Rights(api, Discovery(api, log), log, stands=0).missing(NEEDS) == {}
+    assert await Rights(api, Discovery(api, log), log, Timing(rights=0)).missing(NEEDS) == {}
     await api.aclose()
 
 

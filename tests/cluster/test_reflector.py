@@ -21,20 +21,17 @@ from lightkube_template_spawner.cluster.api import Api, Kind
 from lightkube_template_spawner.cluster.changes import Changes
 from lightkube_template_spawner.cluster.live import Live
 from lightkube_template_spawner.cluster.reflector import Reflector
+from lightkube_template_spawner.cluster.timing import Timing
 from lightkube_template_spawner.errors import Forbidden, NotFound, Unavailable
 from lightkube_template_spawner.objects.identity import INSTANCE, OWNER, hub_selector
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, text
 from tests.support.loopback import HEAD, chunk, loopback, whole
+from tests.support.timing import QUICK
 
 POD = Kind("", "v1", "Pod", "pods", namespaced=True)
 SECRET = Kind("", "v1", "Secret", "secrets", namespaced=True)
 log = logging.getLogger("test")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BACKOFF", (0.02, 0.08))
 
 
 def pod(name: str, owner: str = "me", namespace: str = "hub", **more: Any) -> dict[str, Any]:
@@ -49,7 +46,8 @@ def pod(name: str, owner: str = "me", namespace: str = "hub", **more: Any) -> di
 
 
 def make(api: Api, kind: Kind = POD, **options: Any) -> Reflector:
-    given = {"selector": hub_selector("i"), "changes": Changes(), "log": log, "full": True}
+    given = {"selector": hub_selector("i"), "changes": Changes(), "log": log, "full": True,
+             "timing": QUICK}  # fmt: skip
     return Reflector(api, kind, "hub", **{**given, **options})
 
 
@@ -335,18 +333,16 @@ async def test_a_server_that_is_back_may_not_know_our_rights_yet(
     assert [fault.met for fault in fake.faults] == [2, 3]
 
 
-async def test_it_is_back_within_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_back_within_five_seconds() -> None:
     """The longest pause, and a connection that fails just after the server is back."""
-    monkeypatch.undo()
-    assert module._BACKOFF[1] + api_module._CONNECT - 1 <= 5  # a lost SYN is sent again after 1 s
+    assert Timing().watch[1] + api_module._CONNECT - 1 <= 5  # a lost SYN is sent again after 1 s
 
 
 async def test_a_lost_position_after_an_outage_is_listed_at_once(
     fake: FakeApiServer, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BACKOFF", (0.02, 5.0))
     monkeypatch.setattr(module, "_HOT", 0.1)
-    async with running(make(api)) as store:
+    async with running(make(api, timing=Timing(watch=(0.02, 5.0)))) as store:
         await store.sync()
         await until(lambda: fake.watches)
         await asyncio.sleep(0.1)
@@ -413,7 +409,6 @@ async def test_a_bug_does_not_end_the_store(
 
         def broken(live: Live) -> None:
             monkeypatch.undo()
-            monkeypatch.setattr(module, "_BACKOFF", (0.02, 0.08))
             raise ZeroDivisionError
 
         monkeypatch.setattr(store, "_remember", broken)

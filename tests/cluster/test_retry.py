@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import anyio
 import pytest
 
-from lightkube_template_spawner.cluster import retry as module
 from lightkube_template_spawner.cluster.retry import asked_pause, retried, within
+from lightkube_template_spawner.cluster.timing import Timing
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import (
     ClusterError,
@@ -42,50 +43,41 @@ class Flaky:
         return "done"
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BACKOFF", (0.001, 0.004))
+QUICK = Timing(retry=(0.001, 0.004))
 
 
-@pytest.mark.usefixtures("quick")
 async def test_it_goes_on_for_as_long_as_the_caller_does() -> None:
     flaky = Flaky(*[DOWN] * 40, None)
     with within(10):
-        assert await retried(flaky, log) == "done"
+        assert await retried(flaky, log, QUICK) == "done"
     assert len(flaky.tries) == 41
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("kind", [Conflict, Invalid, NotFound, Expired])
 async def test_an_answer_ends_it(kind: type[ClusterError]) -> None:
     flaky = Flaky(DOWN, kind("no"))
     with within(10), pytest.raises(kind):
-        await retried(flaky, log)
+        await retried(flaky, log, QUICK)
     assert len(flaky.tries) == 2
 
 
-@pytest.mark.usefixtures("quick")
-async def test_a_server_that_is_back_may_not_know_our_rights_yet(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_server_that_is_back_may_not_know_our_rights_yet() -> None:
     """Seen: for up to a second after its start it answers 403 to accounts with every right."""
     flaky = Flaky(DOWN, *[Forbidden("no")] * 5, None)
-    assert await retried(flaky, log) == "done"
-    monkeypatch.setattr(module, "LEARNING", 0.05)
+    assert await retried(flaky, log, QUICK) == "done"
     flaky = Flaky(DOWN, Forbidden("no"))
     with within(10), pytest.raises(Forbidden):
-        await retried(flaky, log)
+        await retried(flaky, log, replace(QUICK, recovering=0.05))
     assert len(flaky.tries) > 2
     flaky = Flaky(Forbidden("no"))
     with pytest.raises(Forbidden):
-        await retried(flaky, log)
+        await retried(flaky, log, QUICK)
     assert len(flaky.tries) == 1
 
 
-@pytest.mark.usefixtures("quick")
 async def test_the_last_words_are_told_when_the_time_is_up() -> None:
     with pytest.raises(TimeoutError, match="did not answer: refused"), within(0.05):
-        await retried(Flaky(Unavailable("first"), DOWN), log)
+        await retried(Flaky(Unavailable("first"), DOWN), log, QUICK)
 
 
 @pytest.mark.parametrize("within_another", [False, True])
@@ -96,23 +88,22 @@ async def test_a_request_without_any_answer_is_told(within_another: bool) -> Non
     async def ask() -> None:
         if within_another:
             with within(9):
-                await retried(hang, log)
-        await retried(hang, log)
+                await retried(hang, log, QUICK)
+        await retried(hang, log, QUICK)
 
     with pytest.raises(TimeoutError, match="did not answer in time"), within(0.05):
         await ask()
 
 
-@pytest.mark.usefixtures("quick")
 async def test_only_what_was_not_answered_is_told() -> None:
     """Side by side, as a start's objects are: one was answered, one refused, one never."""
 
     async def one(operation: Callable[[], Awaitable[Any]]) -> None:
-        await retried(operation, log)
+        await retried(operation, log, QUICK)
 
     async def refused(operation: Callable[[], Awaitable[Any]]) -> None:
         with pytest.raises(Conflict):
-            await retried(operation, log)
+            await retried(operation, log, QUICK)
 
     async def ask() -> None:
         with within(0.05):
@@ -128,18 +119,16 @@ async def test_only_what_was_not_answered_is_told() -> None:
 async def test_time_that_is_up_for_another_reason_has_no_words() -> None:
     async def ask() -> None:
         with within(0.01):
-            await retried(Flaky(None), log)
+            await retried(Flaky(None), log, QUICK)
             await anyio.sleep_forever()
 
     with pytest.raises(TimeoutError, match=r"^$"):
         await ask()
 
 
-@pytest.mark.usefixtures("quick")
-async def test_without_a_deadline_it_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_UNBOUNDED", 0.05)
+async def test_without_a_deadline_it_ends_too() -> None:
     with pytest.raises(Unavailable, match="refused"):
-        await retried(Flaky(DOWN), log)
+        await retried(Flaky(DOWN), log, replace(QUICK, unbounded=0.05))
 
 
 async def test_pauses_grow_and_are_never_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,9 +140,8 @@ async def test_pauses_grow_and_are_never_long(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(anyio, "sleep", sleep)
     monkeypatch.setattr(anyio, "current_time", lambda: clock[0])
-    monkeypatch.setattr(module, "_UNBOUNDED", 1000)
     flaky = Flaky(*[DOWN] * 30, None)
-    await retried(flaky, log)
+    await retried(flaky, log, Timing(unbounded=1000))
     pauses = [later - earlier for earlier, later in pairwise(flaky.tries)]
     assert 0.25 <= pauses[0] <= 0.5
     assert max(pauses) <= 4
@@ -173,25 +161,22 @@ def test_a_server_that_says_when_is_obeyed(asked: float | None, least: float, mo
 WEBHOOK = Unavailable("failed calling webhook", code=500)
 
 
-@pytest.mark.usefixtures("quick")
 async def test_an_answer_may_be_worth_less_than_the_callers_time() -> None:
     flaky = Flaky(WEBHOOK)
     with pytest.raises(Unavailable, match="webhook"):  # noqa: SIM117
         with within(60, lambda said: 0.05 if "webhook" in said else None):
-            await retried(flaky, log)
+            await retried(flaky, log, QUICK)
     assert len(flaky.tries) > 1
 
 
-@pytest.mark.usefixtures("quick")
 async def test_its_time_begins_with_its_first() -> None:
     flaky = Flaky(*[DOWN] * 40, WEBHOOK, DOWN, WEBHOOK, None)
     with within(60, lambda said: 0.04 if "webhook" in said else None):
-        assert await retried(flaky, log) == "done"
+        assert await retried(flaky, log, QUICK) == "done"
 
 
-@pytest.mark.usefixtures("quick")
 async def test_an_inner_time_keeps_the_outer_limit() -> None:
     with pytest.raises(Unavailable), within(60, lambda _: 0.02), within(50):
-        await retried(Flaky(DOWN), log)
+        await retried(Flaky(DOWN), log, QUICK)
     with within(60):
-        assert await retried(Flaky(DOWN, DOWN, None), log) == "done"
+        assert await retried(Flaky(DOWN, DOWN, None), log, QUICK) == "done"

@@ -19,9 +19,6 @@ from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from tests.support.fake_apiserver import FakeApiServer, Fault
 from tests.support.hub import FakeHub, running_hub
 
-pytestmark = pytest.mark.usefixtures("quick")
-log = logging.getLogger("hub")
-
 
 @pytest.fixture
 def chart(tmp_path: Path) -> Path:

@@ -35,7 +35,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @pytest.fixture(autouse=True)
-def short_cancels(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def short_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
     # The hub gives a cancelled start one second to end.
     short = SimpleNamespace(**vars(asyncio))
     short.sleep = lambda seconds: asyncio.sleep(seconds / 5)

@@ -26,7 +26,6 @@ from lightkube_template_spawner.errors import (
     Unavailable,
     UnknownKind,
 )
-from lightkube_template_spawner.lifecycle import apply as applying_module
 from lightkube_template_spawner.lifecycle import failures, liveness
 from lightkube_template_spawner.lifecycle.launcher import Launcher
 from lightkube_template_spawner.lifecycle.record import Record
@@ -38,8 +37,7 @@ from lightkube_template_spawner.objects.status import Ended
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, Seen, text
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
-
-pytestmark = pytest.mark.usefixtures("quick")
+from tests.support.timing import QUICK
 
 log = logging.getLogger("test")
 RULES = Rules("hub")
@@ -139,7 +137,7 @@ class World:
 
 @pytest.fixture
 async def world(fake: FakeApiServer, tmp_path: Path) -> AsyncIterator[World]:
-    cluster = Cluster(connect(tmp_path, transport=fake), ME.instance, log)
+    cluster = Cluster(connect(tmp_path, transport=fake), ME.instance, log, QUICK)
     await asyncio.sleep(0)
     yield World(fake, cluster)
     await cluster.aclose()
@@ -586,9 +584,9 @@ async def test_a_volume_that_is_going_is_awaited(
 
 
 async def test_a_volume_that_is_held_while_it_goes_is_not_used(
-    world: World, fake: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+    world: World, fake: FakeApiServer
 ) -> None:
-    monkeypatch.setattr(applying_module, "_GOING", 0.05)
+    world.cluster.timing = replace(QUICK, going=0.05)
     record = await world.launch()
     await world.stop(record)
     going(fake)
@@ -870,7 +868,7 @@ async def test_the_rules_hold_for_a_server_that_is_adopted(
     item = fake.find("Deployment", "hub", "s")
     assert item is not None
     fake.put({**item, "status": {"conditions": [failing]}})
-    new = Cluster(connect(tmp_path, transport=fake), ME.instance, log)
+    new = Cluster(connect(tmp_path, transport=fake), ME.instance, log, QUICK)
     limits = failures.Rules({"quota": {"grace": 0.05}})
     launcher = Launcher(new, ME, RULES, ROUTE, log, lambda text, _: None, limits)
     with pytest.raises(StartFailed, match=r"Deployment/hub/s: FailedCreate: .*exceeded quota: q"):

@@ -12,11 +12,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from lightkube_template_spawner.cluster import reflector as reflector_module
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.errors import Forbidden
 from lightkube_template_spawner.lifecycle import liveness
-from lightkube_template_spawner.lifecycle import preflight as access_module
 from lightkube_template_spawner.lifecycle.liveness import Missing
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.removal import Removal
@@ -26,8 +24,7 @@ from tests.lifecycle.test_launcher import RULES, World, chart, log
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, text
 from tests.support.objects import LIFECYCLE, ME, YOU
-
-pytestmark = pytest.mark.usefixtures("quick")
+from tests.support.timing import QUICK
 
 Obj = dict[str, Any]
 FULL = ["create", "delete", "get", "list", "patch", "watch"]
@@ -53,12 +50,9 @@ def fake() -> FakeApiServer:
 
 
 @pytest.fixture
-async def world(
-    fake: FakeApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[World]:
-    monkeypatch.setattr(access_module, "_EFFECT", 0.3)
-    monkeypatch.setattr(access_module, "_PAUSE", 0.01)
-    cluster = Cluster(connect(tmp_path, transport=fake), "i", log)
+async def world(fake: FakeApiServer, tmp_path: Path) -> AsyncIterator[World]:
+    timing = replace(QUICK, binding=0.3, binding_pause=0.01, recovering=0.2)
+    cluster = Cluster(connect(tmp_path, transport=fake), "i", log, timing)
     yield World(fake, cluster)
     await cluster.aclose()
 
@@ -175,7 +169,10 @@ async def test_after_a_restart_of_the_hub_too(
     world: World, fake: FakeApiServer, tmp_path: Path
 ) -> None:
     mine = await launch(world)
-    world.cluster, before = Cluster(connect(tmp_path, transport=fake), "i", log), world.cluster
+    world.cluster, before = (
+        Cluster(connect(tmp_path, transport=fake), "i", log, QUICK),
+        world.cluster,
+    )
     await before.aclose()
     await world.stop(mine)
     await purge(world, ME, mine)
@@ -194,11 +191,10 @@ async def test_a_role_that_does_not_suffice(world: World, fake: FakeApiServer) -
 
 
 async def test_a_server_that_has_just_come_back_is_asked_again(
-    world: World, fake: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+    world: World, fake: FakeApiServer
 ) -> None:
     """For some seconds it denies what its roles allow."""
     await launch(world, YOU)
-    monkeypatch.setattr(reflector_module, "LEARNING", 0.2)
     watch = next(w for w in fake.watches if w.seen.path.endswith(f"{space(YOU)}/pods"))
     fake.rules = []
     watch.end(httpx2.ReadError("reset"))
@@ -232,7 +228,7 @@ async def test_a_namespace_that_an_administrator_deleted(
     assert watched(world, space(ME))[:1] == []
     await world.stop(record)  # nothing to do, and nothing refused
     # A hub that did not watch namespaces finds out when it is refused.
-    fresh = Cluster(connect(tmp_path, transport=fake), "i", log)
+    fresh = Cluster(connect(tmp_path, transport=fake), "i", log, QUICK)
     store = fresh.reflector(pods, space(ME))
     with pytest.raises(Forbidden):
         await store.sync()
@@ -299,6 +295,22 @@ async def test_a_watch_that_is_refused_later_is_named_and_nothing_is_created(
     assert (world.left(), world.writes()) == (before, writes)
     fake.forbidden.clear()
     await world.stop(await world.launch())
+
+
+async def test_a_right_to_create_that_goes_later_is_named_and_nothing_is_created(
+    fake: FakeApiServer, tmp_path: Path
+) -> None:
+    fake.rules = [rule("*", "*")]
+    timing = replace(QUICK, rights=0.05)
+    world = World(fake, Cluster(connect(tmp_path, transport=fake), "i", log, timing))
+    await world.stop(await world.launch())
+    before, writes = world.left(), world.writes()
+    fake.forbidden.add(("create", "secrets"))
+    await asyncio.sleep(0.06)
+    with pytest.raises(Forbidden, match=r"^Nothing was created: .* may not create secrets"):
+        await world.launch()
+    assert (world.left(), world.writes()) == (before, writes)
+    await world.cluster.aclose()
 
 
 async def test_what_else_is_gone_with_a_watch_is_named_too(

@@ -12,8 +12,6 @@ import anyio
 import httpx2
 import pytest
 
-from lightkube_template_spawner.cluster import events as events_module
-from lightkube_template_spawner.cluster import reflector as reflector_module
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.errors import StartFailed
 from lightkube_template_spawner.lifecycle import failures
@@ -24,6 +22,7 @@ from lightkube_template_spawner.objects.ref import POD, ObjectRef
 from tests.support.connect import connect
 from tests.support.fake_apiserver import KINDS, FakeApiServer, Fault, Served
 from tests.support.objects import ME, YOU, manifest
+from tests.support.timing import QUICK
 
 Obj = dict[str, Any]
 log = logging.getLogger("test")
@@ -47,9 +46,7 @@ def fake() -> FakeApiServer:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events_module, "_PAUSE", (0.01, 0.01))
-    monkeypatch.setattr(events_module, "_LINGER", 0.01)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_NO_NOTICE", SOON)
 
 
@@ -106,7 +103,7 @@ class Start:
 
 @pytest.fixture
 async def start(fake: FakeApiServer, tmp_path: Path) -> AsyncIterator[Start]:
-    cluster = Cluster(connect(tmp_path, transport=fake), ME.instance, log)
+    cluster = Cluster(connect(tmp_path, transport=fake), ME.instance, log, QUICK)
     await cluster.reflector(await cluster.discovery.kind("v1", "Pod"), "hub").sync()
     yield Start(fake, cluster)
     await cluster.aclose()
@@ -152,7 +149,6 @@ async def test_what_is_old_ends_nothing(
 ) -> None:
     """The API server is away when the grace is over: by then a node may have come."""
     monkeypatch.setattr(module, "_BLIND", 0.01)
-    monkeypatch.setattr(reflector_module, "_BACKOFF", (0.02, 0.08))
     start.pod(conditions=[UNSCHEDULABLE])
     waiting = start.waiting(unschedulable=2 * SOON)
     await start.lasts(waiting, SOON)

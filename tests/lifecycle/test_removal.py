@@ -10,17 +10,16 @@ from typing import Any
 import httpx2
 import pytest
 
-from lightkube_template_spawner.cluster import reflector as reflector_module
-from lightkube_template_spawner.cluster import retry as patience
 from lightkube_template_spawner.cluster.cluster import Cluster
+from lightkube_template_spawner.cluster.timing import Timing
 from lightkube_template_spawner.errors import NodeLost, RemovalIncomplete
-from lightkube_template_spawner.lifecycle import removal as module
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.objects.identity import Identity, Policy
 from lightkube_template_spawner.objects.ref import SERVICE, ObjectRef
 from tests.support.fake_apiserver import FakeApiServer, Fault, Refusal, text
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
+from tests.support.timing import QUICK
 
 log = logging.getLogger("test")
 HOLD = "example.org/hold"
@@ -28,12 +27,9 @@ KINDS = ("v1/Pod", "v1/Secret", "v1/Service", "networking.k8s.io/v1/NetworkPolic
 RECORD = Record(ME, "hub", kinds=dict.fromkeys(KINDS, ("hub",)), live=True)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_BACKOFF", (0.001, 0.001))
-    monkeypatch.setattr(module, "_CONFIRM", 0.01)
-    monkeypatch.setattr(module, "_DOUBT", 0.05)
-    monkeypatch.setattr(reflector_module, "_BACKOFF", (0.02, 0.08))
+@pytest.fixture
+def quick() -> Timing:
+    return replace(QUICK, doubt=0.05)
 
 
 def server(fake: FakeApiServer, identity: Identity = ME, name: str = "s") -> None:

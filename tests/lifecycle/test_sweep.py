@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.errors import HubError, RemovalIncomplete
-from lightkube_template_spawner.lifecycle import removal as removal_module
 from lightkube_template_spawner.lifecycle.orphans import Known, Server
 from lightkube_template_spawner.lifecycle.record import STATE, Record
 from lightkube_template_spawner.lifecycle.sweep import Found, Sweep
@@ -24,6 +23,7 @@ from lightkube_template_spawner.objects.identity import OWNER, Identity, Policy
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, Refusal
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
+from tests.support.timing import QUICK
 
 log = logging.getLogger("test")
 NAMES = st.one_of(st.text("ab-./@A", min_size=1, max_size=5), st.text(min_size=1, max_size=70))
@@ -147,11 +147,8 @@ class HubOfTwo:
 
 
 @pytest.fixture
-async def cluster(
-    fake: FakeApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Cluster]:
-    monkeypatch.setattr(removal_module, "_CONFIRM", 0.01)
-    made = Cluster(connect(tmp_path, transport=fake), "i", log)
+async def cluster(fake: FakeApiServer, tmp_path: Path) -> AsyncIterator[Cluster]:
+    made = Cluster(connect(tmp_path, transport=fake), "i", log, QUICK)
     await asyncio.sleep(0)
     yield made
     await made.aclose()

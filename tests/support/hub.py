@@ -33,6 +33,7 @@ from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Seen
 from tests.support.loopback import loopback, whole
+from tests.support.timing import QUICK
 
 INSTANCE = "i"
 log = logging.getLogger("hub")
@@ -72,7 +73,7 @@ class LocalHub:
         return asyncio.get_running_loop(), self.kubeconfig, "", INSTANCE
 
     def open_cluster(self) -> None:
-        clusters._shared[self.key] = Cluster(self.connect(), INSTANCE, log)
+        clusters._shared[self.key] = Cluster(self.connect(), INSTANCE, log, QUICK)
 
     @property
     def cluster(self) -> Cluster:
