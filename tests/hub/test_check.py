@@ -19,6 +19,8 @@ from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from tests.support.fake_apiserver import FakeApiServer, Fault
 from tests.support.hub import FakeHub, running_hub
 
+log = logging.getLogger("hub")
+
 
 @pytest.fixture
 def chart(tmp_path: Path) -> Path:
