@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from e2e import cluster
-from e2e.kube import Kube
+from e2e.harness.kube import Kube
 
 ARMS = ("bare", "ours", "kubespawner")
 Result = dict[str, Any]

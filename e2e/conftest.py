@@ -13,15 +13,34 @@ import pytest
 from e2e import cluster as clusters
 from e2e.cluster import Cluster
 from e2e.cluster.model import cache_folder
-from e2e.hub import Hub
-from e2e.kube import OWNED, Kube
-from e2e.proxy import install_proxy
-from e2e.user import HubUser
+from e2e.harness.hub import Hub
+from e2e.harness.kube import OWNED, Kube
+from e2e.harness.proxy import install_proxy
+from e2e.harness.recorder import (
+    faults,
+    pytest_runtest_teardown,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
+from e2e.harness.user import HubUser
 
 CHARTS = Path(__file__).parent / "charts"
 DEFAULT_CHART = Path(__file__).parents[1] / "charts" / "user-server"
 
-__all__ = ["CHARTS", "DEFAULT_CHART", "OWNED", "Kube", "MakeHub", "signed_in"]
+__all__ = [
+    "CHARTS",
+    "DEFAULT_CHART",
+    "OWNED",
+    "Kube",
+    "MakeHub",
+    "faults",
+    "pytest_runtest_teardown",
+    "pytest_sessionfinish",
+    "pytest_terminal_summary",
+    "pytest_testnodedown",
+    "signed_in",
+]
 
 # Read when tests are collected, before any of them starts a cluster.
 FOUND_RUNNING = clusters.status() is not None

@@ -18,10 +18,10 @@ import anyio
 from e2e import cluster as clusters
 from e2e.cluster import Cluster, ClusterError
 from e2e.cluster.model import cache_folder
-from e2e.hub import Hub
-from e2e.kube import Kube
-from e2e.proxy import install_proxy
-from e2e.user import HubUser
+from e2e.harness.hub import Hub
+from e2e.harness.kube import Kube
+from e2e.harness.proxy import install_proxy
+from e2e.harness.user import HubUser
 
 NAMESPACE = "lightkube-template-spawner-demo"
 USER = "demo"

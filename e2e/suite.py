@@ -1,7 +1,7 @@
 """All end-to-end tests: one by one, then the faults side by side, then those that need quiet.
 
 python -m e2e.suite
-python -m e2e.suite e2e/test_servers.py -k service    # some, by pytest's own arguments
+python -m e2e.suite e2e/serving/test_servers.py -k service    # some, by pytest's own arguments
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import sys
 from e2e import cluster as clusters
 
 # Tests of faults mostly wait; those marked `alone` take the cluster away from all others.
+_FAULTS = ("e2e/ownership", "e2e/security", "e2e/reliability")
 STAGES = (
-    ("e2e", "--ignore=e2e/reliability"),
-    ("e2e/reliability", "-m", "not alone", "--numprocesses=3", "--dist=loadfile", "--timeout=900"),
-    ("e2e/reliability", "-m", "alone", "--timeout=900"),
+    ("e2e/tools", "e2e/serving"),
+    (*_FAULTS, "-m", "not alone", "--numprocesses=3", "--dist=loadfile", "--timeout=900"),
+    (*_FAULTS, "-m", "alone", "--timeout=900"),
 )
 
 

@@ -17,15 +17,10 @@ from __future__ import annotations
 
 import os
 
-from e2e.cluster import given, kind, local, record, teardown
-from e2e.cluster.model import (
-    DEFAULT_NAME,
-    TINY_IMAGE,
-    Cluster,
-    ClusterError,
-    Log,
-    StorageClasses,
-)
+from e2e.cluster import given, kind, record
+from e2e.cluster.local import provider as local
+from e2e.cluster.local import teardown
+from e2e.cluster.model import DEFAULT_NAME, TINY_IMAGE, Cluster, ClusterError, Log, StorageClasses
 
 __all__ = [
     "TINY_IMAGE",

@@ -12,15 +12,9 @@ import yaml
 
 from e2e.cluster import build
 from e2e.cluster.kubectl import Kubectl
-from e2e.cluster.model import (
-    Cluster,
-    ClusterError,
-    Log,
-    StorageClasses,
-    cache_folder,
-)
+from e2e.cluster.model import Cluster, ClusterError, Log, StorageClasses, cache_folder
 from e2e.cluster.objects import DEFAULT_CLASS
-from e2e.image import IMAGE
+from e2e.cluster.user_image import IMAGE
 
 
 def cluster(log: Log) -> Cluster:

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from e2e.cluster.commands import run
-from e2e.cluster.layout import PAUSE_IMAGE
-from e2e.cluster.model import TINY_IMAGE, Log
+from e2e.cluster.model import PAUSE_IMAGE, TINY_IMAGE, Log
 from e2e.cluster.packages import packages
-from e2e.image import build_image
+from e2e.cluster.user_image import build_image
 
 
 def archives(cache: Path, log: Log) -> list[Path]:

@@ -17,8 +17,15 @@ from typing import Any
 from e2e.cluster import build, components, images, network, processes
 from e2e.cluster.commands import attempt, run
 from e2e.cluster.kubectl import Kubectl
-from e2e.cluster.layout import LOST_NODE_SECONDS
-from e2e.cluster.model import FAKE_NODE, STORAGE_CLASSES, Cluster, ClusterError, Log, cache_folder
+from e2e.cluster.model import (
+    FAKE_NODE,
+    LOST_NODE_SECONDS,
+    STORAGE_CLASSES,
+    Cluster,
+    ClusterError,
+    Log,
+    cache_folder,
+)
 from e2e.cluster.objects import DEFAULT_CLASS, fake_node, storage_classes
 from e2e.cluster.record import Record, remove_files
 from e2e.cluster.starter import Starter

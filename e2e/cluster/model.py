@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from e2e.image import IMAGE
+from e2e.cluster.user_image import IMAGE
 
 Log = Callable[[str], None]
 
 TINY_IMAGE = "localhost/tiny:e2e"
 """A static busybox: a shell, `sleep`, `httpd`, `wget` and `nslookup` in one megabyte."""
 
+PAUSE_IMAGE = "localhost/pause:e2e"
+
 DEFAULT_NAME = "lts-e2e"
 NODE = "e2e-node"
 FAKE_NODE = "e2e-fake"
 FAKE_NODE_TAINT = "kwok.x-k8s.io/node"
 DNS_DOMAIN = "cluster.local"
+LOST_NODE_SECONDS = 10
+"""How long a silent node counts as alive; its pods are given up 5 seconds later."""
 PROVISIONER = "e2e.lightkube-template-spawner/local"
 
 

@@ -15,14 +15,15 @@ from typing import NamedTuple
 import anyio
 import pytest
 
-from e2e import light
 from e2e.cluster import Cluster
 from e2e.conftest import MakeHub
-from e2e.faultproxy import FaultProxy, KubeConfig
-from e2e.hub import Hub, user_path
-from e2e.kube import Kube
-from e2e.outage import ControlPlane, Drop, control_plane, controllable, dropped
-from e2e.reliability.faults import OUTAGE, Faults
+from e2e.harness import light
+from e2e.harness.faultproxy import FaultProxy, KubeConfig
+from e2e.harness.faults import OUTAGE, Faults
+from e2e.harness.hub import Hub, user_path
+from e2e.harness.kube import Kube
+from e2e.harness.outage import ControlPlane, Drop, control_plane, controllable, dropped
+from e2e.harness.user import HubUser
 from e2e.reliability.test_hub_restart import (
     TEMPLATES,
     everything,
@@ -35,7 +36,6 @@ from e2e.reliability.test_hub_restart import (
     until_state,
     until_waiting,
 )
-from e2e.user import HubUser
 
 RESUMED = 5.0  # seconds, stated in the issue
 # The first pauses are 0.3 to 0.8 s, the later ones 1.3 to 2.5 s for a watch and 2 to 4 s for

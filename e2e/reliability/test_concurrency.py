@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from e2e.cluster import Cluster
-from e2e.reliability.faults import Faults
+from e2e.harness.faults import Faults
 from lightkube_template_spawner.cluster.api import Api, Kind
 from lightkube_template_spawner.errors import NotFound
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner

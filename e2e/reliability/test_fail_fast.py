@@ -18,13 +18,13 @@ import anyio
 import httpx2
 import pytest
 
-from e2e import light
 from e2e.cluster.model import TINY_IMAGE
 from e2e.conftest import MakeHub, signed_in
-from e2e.hub import Hub
-from e2e.kube import Kube
-from e2e.reliability.faults import Faults
-from e2e.user import HubUser, ServerFailedError
+from e2e.harness import light
+from e2e.harness.faults import Faults
+from e2e.harness.hub import Hub
+from e2e.harness.kube import Kube
+from e2e.harness.user import HubUser, ServerFailedError
 
 pytestmark = pytest.mark.timeout(600)
 

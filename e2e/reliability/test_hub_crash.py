@@ -21,14 +21,14 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from e2e import light
 from e2e.conftest import OWNED, MakeHub, report
-from e2e.faultproxy import FaultProxy, KubeConfig
-from e2e.hub import Hub, user_path
-from e2e.kube import Kube
-from e2e.reliability.faults import REPEAT, Faults
-from e2e.requests import Request
-from e2e.user import HubUser
+from e2e.harness import light
+from e2e.harness.faultproxy import FaultProxy, KubeConfig
+from e2e.harness.faults import REPEAT, Faults
+from e2e.harness.hub import Hub, user_path
+from e2e.harness.kube import Kube
+from e2e.harness.requests import Request
+from e2e.harness.user import HubUser
 from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.objects.identity import USERNAME
 

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import anyio
 import pytest
 
-from e2e import light
 from e2e.conftest import CHARTS, MakeHub, report
-from e2e.faultproxy import FaultProxy, KubeConfig
-from e2e.hub import Hub
-from e2e.kube import Kube
-from e2e.test_harness import LOCAL
-from e2e.user import HubUser, ServerFailedError
+from e2e.harness import light
+from e2e.harness.faultproxy import FaultProxy, KubeConfig
+from e2e.harness.hub import Hub
+from e2e.harness.kube import Kube
+from e2e.harness.user import HubUser, ServerFailedError
+from e2e.tools.test_harness import LOCAL
 
 KINDS = "pods,secrets,services,persistentvolumeclaims"
 ALLOWED_BEYOND_A_PLAIN_HUB = 5.0  # seconds, stated in the issue

@@ -14,12 +14,12 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from e2e import light
 from e2e.conftest import MakeHub, signed_in
-from e2e.hub import Hub
-from e2e.kube import Kube
-from e2e.reliability.faults import REPEAT, Faults
-from e2e.user import HubUser
+from e2e.harness import light
+from e2e.harness.faults import REPEAT, Faults
+from e2e.harness.hub import Hub
+from e2e.harness.kube import Kube
+from e2e.harness.user import HubUser
 from lightkube_template_spawner.objects.identity import Identity
 
 pytestmark = pytest.mark.timeout(REPEAT * 180)

@@ -11,12 +11,12 @@ from typing import Any
 import anyio
 import pytest
 
-from e2e import light
 from e2e.conftest import MakeHub, signed_in
-from e2e.hub import Hub
-from e2e.kube import Kube
-from e2e.reliability.faults import OUTAGE, Faults
-from e2e.user import HubUser
+from e2e.harness import light
+from e2e.harness.faults import OUTAGE, Faults
+from e2e.harness.hub import Hub
+from e2e.harness.kube import Kube
+from e2e.harness.user import HubUser
 
 GATE = "e2e.example.org/queue"
 WAITS = f"SchedulingGated: it waits in the queue, held by {GATE}"

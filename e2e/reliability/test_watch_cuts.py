@@ -10,14 +10,14 @@ from pathlib import Path
 
 import anyio
 
-from e2e import light
 from e2e.cluster import Cluster
 from e2e.cluster.model import FAKE_NODE, FAKE_NODE_TAINT
 from e2e.conftest import MakeHub
-from e2e.faultproxy import FaultProxy, KubeConfig
-from e2e.hub import Hub, user_path
-from e2e.kube import Kube
-from e2e.reliability.faults import Faults
+from e2e.harness import light
+from e2e.harness.faultproxy import FaultProxy, KubeConfig
+from e2e.harness.faults import Faults
+from e2e.harness.hub import Hub, user_path
+from e2e.harness.kube import Kube
 
 USERS = [f"pupil-{number}" for number in range(50)]
 EVERY = 1.0  # seconds

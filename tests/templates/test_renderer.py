@@ -64,7 +64,7 @@ def write(tmp_path: Path) -> Write:
     return written
 
 
-# e2e/test_helm.py brings a helm command where there is none.
+# e2e/serving/test_helm.py brings a helm command where there is none.
 @pytest.fixture(params=["library", *(["command"] if HELM else [])])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "command":

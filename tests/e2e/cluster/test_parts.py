@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from e2e import cluster as clusters
-from e2e.cluster import build, images, network, node, processes, record
+from e2e.cluster import build, images, network, processes, record
 from e2e.cluster.__main__ import main
-from e2e.cluster.layout import PAUSE_IMAGE, Layout
-from e2e.cluster.model import NODE, ClusterError, cache_folder, run_folder
+from e2e.cluster.local import node
+from e2e.cluster.local.layout import Layout
+from e2e.cluster.model import NODE, PAUSE_IMAGE, ClusterError, cache_folder, run_folder
 from e2e.cluster.packages import Packages
-from e2e.image import IMAGE
+from e2e.cluster.user_image import IMAGE
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e import hub, image, proxy
+from e2e.cluster import user_image as image
+from e2e.harness import hub, proxy
 
 
 @pytest.fixture

@@ -289,5 +289,5 @@ def _image_config(layer_digest: str) -> dict[str, object]:
             "Cmd": ["jupyterhub-singleuser"],
         },
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_digest}"]},
-        "history": [{"created_by": "e2e/image.py"}],
+        "history": [{"created_by": "e2e/cluster/user_image.py"}],
     }

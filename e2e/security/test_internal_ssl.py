@@ -17,14 +17,14 @@ import anyio.to_thread
 import pytest
 from certipy import Certipy
 
-from e2e import light
 from e2e.cluster import Cluster
 from e2e.conftest import OWNED, Kube, MakeHub, signed_in
-from e2e.hub import Hub
-from e2e.reliability.faults import REPEAT, Faults
-from e2e.search import Search
-from e2e.secure import SecureHub, client
-from e2e.user import HubUser, ServerFailedError
+from e2e.harness import light
+from e2e.harness.faults import REPEAT, Faults
+from e2e.harness.hub import Hub
+from e2e.harness.search import Search
+from e2e.harness.secure import SecureHub, client
+from e2e.harness.user import HubUser, ServerFailedError
 
 pytestmark = pytest.mark.timeout(REPEAT * 300)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from e2e.reliability.faults import Fault, Faults, Report
+from e2e.harness.faults import Fault, Faults, Report
 
 REPORT = Report()
 

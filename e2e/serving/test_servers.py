@@ -12,8 +12,8 @@ import pytest
 
 from e2e.cluster import Cluster
 from e2e.conftest import CHARTS, Kube, MakeHub, signed_in
-from e2e.hub import Hub, user_path
-from e2e.user import HubUser
+from e2e.harness.hub import Hub, user_path
+from e2e.harness.user import HubUser
 
 # The chart and its values come with the request for a server, so one hub serves every test.
 BY_REQUEST = """

@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio.to_thread
 
-from e2e.hub import Hub
+from e2e.harness.hub import Hub
 
 CONFIG = """
 c.JupyterHub.internal_ssl = True

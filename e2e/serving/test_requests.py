@@ -9,8 +9,8 @@ import pytest
 
 from e2e.cluster import Cluster
 from e2e.conftest import CHARTS, Kube, MakeHub, signed_in
-from e2e.faultproxy import FaultProxy, KubeConfig
-from e2e.user import HubUser
+from e2e.harness.faultproxy import FaultProxy, KubeConfig
+from e2e.harness.user import HubUser
 
 # One request for each object that the chart `volumes` renders, volumes only where they are new.
 RUNNING = {("patch", "pods"): 1, ("patch", "secrets"): 1}

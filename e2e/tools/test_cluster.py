@@ -25,7 +25,7 @@ from e2e.cluster.model import FAKE_NODE_TAINT, cache_folder
 from e2e.cluster.packages import PROGRAMS, packages
 
 pytestmark = pytest.mark.timeout(1800)  # the first start builds Kubernetes
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 UP = [sys.executable, "-m", "e2e.cluster", "up"]
 FOUND_RUNNING = clusters.status() is not None
 """Read when tests are collected, before any of them starts a cluster."""

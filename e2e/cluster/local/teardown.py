@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from e2e.cluster import network, processes, runtime
-from e2e.cluster.layout import Layout
+from e2e.cluster import network, processes
+from e2e.cluster.local import runtime
+from e2e.cluster.local.layout import Layout
 from e2e.cluster.model import Log
 from e2e.cluster.record import Record, remove_files
 

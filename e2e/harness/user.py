@@ -17,7 +17,7 @@ from urllib.parse import quote
 import anyio
 import httpx2
 
-from e2e.hub import user_path
+from e2e.harness.hub import user_path
 
 NAVIGATE = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "same-origin", "Accept": "text/html"}
 

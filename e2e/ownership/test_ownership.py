@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from e2e import light
 from e2e.conftest import MakeHub
-from e2e.hub import Hub
-from e2e.kube import Kube
-from e2e.user import HubUser, ServerFailedError
+from e2e.harness import light
+from e2e.harness.hub import Hub
+from e2e.harness.kube import Kube
+from e2e.harness.user import HubUser, ServerFailedError
 from lightkube_template_spawner.objects.identity import Identity
 
 # One slug for both, and for both as the name of a server: found by trying 60,000 names.

@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from e2e.cluster import build, components, credentials, images, network, node, processes, runtime
+from e2e.cluster import build, components, images, network, processes
 from e2e.cluster.commands import attempt
 from e2e.cluster.kubectl import Kubectl
-from e2e.cluster.layout import HIDDEN, Layout
+from e2e.cluster.local import control_plane, credentials, node, runtime
+from e2e.cluster.local.layout import HIDDEN, Layout
+from e2e.cluster.local.teardown import down
 from e2e.cluster.model import (
     FAKE_NODE,
     NODE,
@@ -30,8 +32,7 @@ from e2e.cluster.objects import fake_node, storage_classes
 from e2e.cluster.packages import PROGRAMS, packages
 from e2e.cluster.record import Record, remove_files
 from e2e.cluster.starter import Starter
-from e2e.cluster.teardown import down
-from e2e.image import build_image
+from e2e.cluster.user_image import build_image
 
 
 def possible() -> str:
@@ -107,9 +108,9 @@ def start(at: Layout, record: Record, log: Log) -> Cluster:
     call = Kubectl(Path(at.program("kubectl")), Path(at.kubeconfig("admin")))
 
     run = Starter(record, at.logs, at.programs.environment)
-    run("etcd", components.etcd(at))
+    run("etcd", control_plane.etcd(at))
     run("containerd", node.containerd(at))
-    run("kube-apiserver", components.api_server(at))
+    run("kube-apiserver", control_plane.api_server(at))
     run.wait("containerd", lambda: runtime.answers(at))
     if runtime.remove_containers(at):
         # The runtime read them when it started, and forgets them only with a new start.
@@ -123,10 +124,10 @@ def start(at: Layout, record: Record, log: Log) -> Cluster:
     run.wait("kube-apiserver", lambda: call.succeeds("get", "--raw=/readyz"))
     log(f"the API server is ready after {time.monotonic() - begun:.1f} s")
     run("kubelet", node.kubelet(at, run.pid("containerd")))
-    run("kube-controller-manager", components.controllers(at))
-    run("kube-scheduler", components.scheduler(at))
-    run("kube-proxy", components.proxy(at))
-    run("coredns", components.dns(at))
+    run("kube-controller-manager", control_plane.controllers(at))
+    run("kube-scheduler", control_plane.scheduler(at))
+    run("kube-proxy", control_plane.proxy(at))
+    run("coredns", control_plane.dns(at))
     call.apply(fake_node(), *storage_classes())
     run("kwok", components.kwok(at.built, at.kubeconfig("kwok"), network.PRIVATE))
     run("provisioner", components.provisioner(at.kubeconfig("provisioner"), str(at.volumes), NODE))

@@ -11,7 +11,7 @@ import pytest
 
 from e2e.cluster import Cluster
 from e2e.conftest import CHARTS, Kube, MakeHub, signed_in
-from e2e.hub import Hub, user_path
+from e2e.harness.hub import Hub, user_path
 
 WITH_JUPYTER = ["ünï çødé+@x.org", 'a"b: {c}']
 # Some of these are one word to a YAML reader that guesses: `y` was `true`, `1e3` is `1000.0`.

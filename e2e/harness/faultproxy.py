@@ -27,8 +27,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from e2e.kube import Kube
-from e2e.requests import Request
+from e2e.harness.kube import Kube
+from e2e.harness.requests import Request
 
 _CHUNK = 65536
 _HUNG_UP = (OSError, asyncio.IncompleteReadError)

@@ -7,15 +7,8 @@ import shlex
 from typing import Any
 
 from e2e.cluster import network
-from e2e.cluster.layout import (
-    CGROUP,
-    HIDDEN,
-    LOST_NODE_SECONDS,
-    PAUSE_IMAGE,
-    Layout,
-    write_settings,
-)
-from e2e.cluster.model import DNS_DOMAIN, NODE
+from e2e.cluster.local.layout import CGROUP, HIDDEN, Layout, write_settings
+from e2e.cluster.model import DNS_DOMAIN, LOST_NODE_SECONDS, NODE, PAUSE_IMAGE
 
 
 def containerd(at: Layout) -> list[str]:

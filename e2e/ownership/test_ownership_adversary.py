@@ -17,13 +17,13 @@ from typing import Any
 import anyio
 import pytest
 
-from e2e import light
 from e2e.cluster import Cluster as Provided
 from e2e.conftest import DEFAULT_CHART
-from e2e.kube import Kube
-from e2e.reliability import adversary
-from e2e.reliability.adversary import CARELESS, Case
-from e2e.reliability.faults import Faults
+from e2e.harness import light
+from e2e.harness.faults import Faults
+from e2e.harness.kube import Kube
+from e2e.ownership import adversary
+from e2e.ownership.adversary import CARELESS, Case
 from lightkube_template_spawner.cluster.api import Api, Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.retry import retried

@@ -11,8 +11,8 @@ import pytest
 
 from e2e.cluster import Cluster
 from e2e.conftest import CHARTS, Kube, MakeHub, signed_in
-from e2e.hub import Hub
-from e2e.user import ServerFailedError
+from e2e.harness.hub import Hub
+from e2e.harness.user import ServerFailedError
 
 SEED = CHARTS / "seed"
 

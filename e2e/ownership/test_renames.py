@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from e2e import light
 from e2e.conftest import MakeHub, signed_in
-from e2e.hub import Hub, user_path
-from e2e.kube import Kube
-from e2e.reliability.faults import Faults
+from e2e.harness import light
+from e2e.harness.faults import Faults
+from e2e.harness.hub import Hub, user_path
+from e2e.harness.kube import Kube
 
 # A volume of the user's, mounted, and one of the server's, which goes with a named server.
 SERVERS_CLAIM = light.claim("own-{{ .Values.escaped_user_server }}").replace(

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from e2e import light
 from e2e.conftest import MakeHub
-from e2e.faultproxy import KubeConfig
-from e2e.hub import Hub, user_path
-from e2e.kube import Kube
-from e2e.user import HubUser, ServerFailedError
+from e2e.harness import light
+from e2e.harness.faultproxy import KubeConfig
+from e2e.harness.hub import Hub, user_path
+from e2e.harness.kube import Kube
+from e2e.harness.user import HubUser, ServerFailedError
 
 KINDS = "pods,secrets,services,configmaps,persistentvolumeclaims"
 OURS = "lightkube-template-spawner/owner"

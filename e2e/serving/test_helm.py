@@ -14,7 +14,7 @@ from e2e.cluster.build import build
 from e2e.cluster.model import cache_folder
 from e2e.conftest import report
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from e2e.cluster import processes
 from e2e.cluster.commands import run
-from e2e.cluster.layout import CGROUP, Layout
+from e2e.cluster.local.layout import CGROUP, Layout
 from e2e.cluster.model import ClusterError
 
 CGROUPS = Path("/sys/fs/cgroup")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from e2e import light
 from e2e.conftest import MakeHub
-from e2e.hub import Hub
-from e2e.kube import Kube
-from e2e.reliability.faults import REPEAT, Faults
-from e2e.search import Search, children, dump, read
-from e2e.user import HubUser, ServerFailedError
+from e2e.harness import light
+from e2e.harness.faults import REPEAT, Faults
+from e2e.harness.hub import Hub
+from e2e.harness.kube import Kube
+from e2e.harness.search import Search, children, dump, read
+from e2e.harness.user import HubUser, ServerFailedError
 
 pytestmark = pytest.mark.timeout(REPEAT * 300)
 

@@ -9,9 +9,9 @@ import anyio
 import pytest
 
 from e2e.cluster.model import cache_folder
-from e2e.hub import ADMIN, Hub
-from e2e.proxy import install_proxy
-from e2e.user import CodeFailedError, HubUser, ServerFailedError
+from e2e.harness.hub import ADMIN, Hub
+from e2e.harness.proxy import install_proxy
+from e2e.harness.user import CodeFailedError, HubUser, ServerFailedError
 
 LOCAL = """
 import os, sys

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from e2e.cluster import Cluster
-from e2e.kube import Kube
+from e2e.harness.kube import Kube
 from lightkube_template_spawner.cluster.api import Api, Kind
 from tests.contract.cases import CASES, YOUNG, Case, names
 

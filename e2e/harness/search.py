@@ -8,8 +8,8 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from e2e.hub import Hub
-from e2e.kube import Kube
+from e2e.harness.hub import Hub
+from e2e.harness.kube import Kube
 
 ALLOWED = ("Secret",)
 LINE = 40  # of a key: all of it is base64, so each line is a secret of its own

@@ -11,11 +11,8 @@ from e2e.cluster.packages import Packages
 
 CGROUP = "lts-e2e"
 """The cgroup under which all pods are, so that they can be found and ended for certain."""
-PAUSE_IMAGE = "localhost/pause:e2e"
 HIDDEN = ("/var/lib/kubelet", "/var/lib/cni", "/var/log/containers")
 """Where kubelet and CNI write whatever they are told; folders of ours lie over them."""
-LOST_NODE_SECONDS = 10
-"""How long a silent node counts as alive; its pods are given up 5 seconds later."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The cluster on a machine without a container engine: host processes, Linux, root."""
