@@ -702,6 +702,20 @@ async def test_a_lost_node_ends_a_server_after_its_time(
     assert hub.left() == RUNNING
 
 
+async def test_a_death_is_seen_at_once_while_a_lost_node_is_waited_for(
+    hub: FakeHub, fake: FakeApiServer, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(vigil, "_SOON", 60.0)
+    spawner = await hub.spawn(hub.user())
+    lose_node(fake, finalizers=[])
+    await until(lambda: "node lost does not answer" in caplog.text)
+    await asyncio.sleep(0.05)  # it waits now
+    fake.remove("Pod", "hub", SLUG)
+    await until(lambda: hub.stopped and not spawner.active)
+    assert hub.left() == KEPT
+
+
 async def test_a_node_that_answers_again_ends_nothing(
     hub: FakeHub, fake: FakeApiServer, caplog: pytest.LogCaptureFixture
 ) -> None:
