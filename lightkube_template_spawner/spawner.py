@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timezone
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,36 +34,26 @@ from lightkube_template_spawner.errors import (
 from lightkube_template_spawner.hub import (
     check,
     database,
+    deletion,
+    exceptions,
+    internal_ssl,
+    kubespawner,
     names,
     startup,
-)
-from lightkube_template_spawner.hub import (
-    deletion as parting,
-)
-from lightkube_template_spawner.hub import (
-    exceptions as huberrors,
-)
-from lightkube_template_spawner.hub import (
-    internal_ssl as certificates,
-)
-from lightkube_template_spawner.hub import (
-    kubespawner as heritage,
 )
 from lightkube_template_spawner.hub import values as template_values
 from lightkube_template_spawner.hub.internal_ssl import Certificate
 from lightkube_template_spawner.hub.progress import ProgressLog
-from lightkube_template_spawner.hub.settings import Settings, default_chart
-from lightkube_template_spawner.lifecycle import failures, liveness
+from lightkube_template_spawner.hub.settings import Settings
+from lightkube_template_spawner.lifecycle import liveness
 from lightkube_template_spawner.lifecycle.launcher import Launcher
-from lightkube_template_spawner.lifecycle.monitor import Vigil
+from lightkube_template_spawner.lifecycle.monitor import Monitor
 from lightkube_template_spawner.lifecycle.record import STATE, Record, merged
 from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import Identity, Policy
-from lightkube_template_spawner.objects.plan import Rules
 from lightkube_template_spawner.objects.status import Ended
-from lightkube_template_spawner.templates import renderer
-from lightkube_template_spawner.templates.redaction import Mask, masked_log
+from lightkube_template_spawner.templates.redaction import Redactor, masked_log
 
 _POLL_PATIENCE = 2.0  # seconds that a poll waits for a first list: the hub's start waits for polls
 _ADOPT_PATIENCE = 2.5  # the same for a server that was ready when the former hub ended
@@ -84,14 +73,14 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         self._progress_log: ProgressLog | None = None
         self._starting = False
         self._exit_code = 0  # of a server that died by itself, until its state is cleared
-        self._burial: asyncio.Task[int] | None = None
+        self._reaping: asyncio.Task[int] | None = None
         self._notice: asyncio.Task[Any] | None = None
-        self._vigil = Vigil(self)
+        self._monitor = Monitor(self)
         self._certificate: Certificate | None = None  # of the start that is under way
-        self._mask = Mask({})
+        self._redactor = Redactor({})
         try:
             super().__init__(**kwargs)
-            heritage.inherit(self)
+            kubespawner.inherit(self)
         except TraitError as error:
             raise self._unusable(error, kwargs.get("config") or Config()) from None
         startup.when_hub_has_started(LightkubeTemplateSpawner)
@@ -145,7 +134,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
 
         Cleans nothing up on failure: ``poll`` then answers None, so that the hub calls ``stop``.
         """
-        self._vigil.end()
+        self._monitor.end()
         log = self._progress_log
         if log is None or log.closed:
             self._progress_log = log = ProgressLog()
@@ -155,7 +144,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         began = time.monotonic()
         try:
             with self._explaining():
-                parting.check_start(self)
+                deletion.check_start(self)
                 try:
                     launcher, record = await self._launch(began)
                 except NameTaken as taken:
@@ -169,7 +158,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._certificate = None
             self._starting = False
             log.close()
-        self._vigil.begin(launcher.cluster, record)
+        self._monitor.begin(launcher.cluster, record)
         self.log.info(
             "%s is ready at %s after %.1f s", self._log_name, record.url, time.monotonic() - began
         )
@@ -202,14 +191,14 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         identity = self.identity
         with self._explaining():
             documents = await self._rendered(identity)
-            foreseen = certificates.foreseen(documents, self._route(), self.namespace)
-            alt_names = certificates.names(
+            foreseen = internal_ssl.foreseen(documents, self.route, self.namespace)
+            alt_names = internal_ssl.names(
                 foreseen, configured, local=self.ssl_alt_names_include_local
             )
         self.log.info("Making a certificate for %s: %s", self._log_name, ", ".join(alt_names))
         self._certificate = replace(self._certificate, names=alt_names)
         subject = f"user-{identity.user_server_slug}"
-        return await certificates.issue(
+        return await internal_ssl.issue(
             self.internal_certs_location, subject, alt_names, self.internal_trust_bundles
         )
 
@@ -222,7 +211,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     async def stop(self, now: bool = False) -> None:
         """Remove what goes when the server stops, and wait until it is gone."""
         record = self._record
-        self._vigil.end()
+        self._monitor.end()
         if record is None or not record.live:
             return
         grace = _NOW if now else self.delete_grace_period
@@ -249,13 +238,13 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             return None
         try:
             over = await self._ended(record)
-            if self._record is not record:  # buried meanwhile by another poll, which knew the code
+            if self._record is not record:  # reaped meanwhile by another poll, which knew the code
                 return await self.poll()
             if over is None:
                 return None
-            if self._burial is None or self._burial.done():
-                self._burial = asyncio.create_task(self._bury(record, over))
-            return await asyncio.shield(self._burial)
+            if self._reaping is None or self._reaping.done():
+                self._reaping = asyncio.create_task(self._reap(record, over))
+            return await asyncio.shield(self._reaping)
         except Exception as error:  # noqa: BLE001 - the hub would take the server for stopped
             self._warn("cannot be polled", error)
             return None
@@ -263,7 +252,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     async def _ended(self, record: Record) -> Ended | None:
         """How the server ended; None while it runs, or when no answer comes in time."""
         with anyio.move_on_after(_POLL_PATIENCE):
-            return await self._vigil.ended(self._cluster(), record, self._limits())
+            return await self._monitor.ended(self._cluster(), record, self.limits)
         return None
 
     async def poll_and_notify(self) -> int | None:
@@ -292,7 +281,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             startup.explain_wait(self._log_name, self.log)
         try:
             launcher = await self._launcher()
-            self._vigil.begin(launcher.cluster, record)  # whatever comes of it
+            self._monitor.begin(launcher.cluster, record)  # whatever comes of it
             patience = _ADOPT_PATIENCE if record.ready else self._remaining_patience()
             record = await launcher.adopt(record, timeout=patience)
             # The hub compares with its own and stores address and port; the scheme is left to us.
@@ -317,7 +306,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
 
         The hub forgets the user whatever happens here, so it is tried more than once.
         """
-        with parting.removal(self):
+        with deletion.removal(self):
             if self.name:
                 names.pin(self, self.identity, self.namespace)
             await self._purge_patiently()
@@ -365,7 +354,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         """Forget what ends with a server; its identity and what it keeps outlive it."""
         super().clear_state()
         self._exit_code = 0
-        self._vigil.end()  # a server that died is not stopped
+        self._monitor.end()  # a server that died is not stopped
         if self._record is not None and not self._record.live:
             self._record = self._record.stopped()
 
@@ -386,48 +375,44 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         return self.open_cluster(self.log)
 
     async def _launcher(self) -> Launcher:
-        rules = Rules(
-            namespace=self.namespace,
-            connection_key=self.connection_annotation_key,
-            lifecycle_key=self.lifecycle_annotation_key,
-            namespaces=tuple(self.extra_namespaces),
-            cluster_kinds=tuple(self.cluster_kinds),
-            retained_kinds=tuple(self.retained_kinds),
-            shared_objects=tuple(self.shared_objects),
-            select_own_pods=self.select_own_pods,
-            gitops_guard=self.gitops_guard,
-            adopt_retained=self.adopt_retained,
-            former_pvc=self._former_pvc,
-        )
         log = masked_log(self.log, self._masked)
-        limits = failures.Rules(self.failure_rules)
         return Launcher(
             self._cluster(),
             self.identity,
-            rules,
-            self._route(),
+            self.contract(self._former_pvc),
+            self.route,
             log,
             self._tell,
-            limits,
+            self.start_rules,
             force_lost=self.force_delete_lost_pods,
             another=lambda meta: names.is_anothers(self, meta),
         )
 
-    def _route(self) -> Route:
-        return Route(
-            annotation_key=self.connection_annotation_key,
-            port=self.port,
-            scheme="https" if self.internal_ssl else "http",
-            service_address=self.service_address,
-            cluster_domain=self.cluster_domain,
-        )
+    @property
+    def record(self) -> Record | None:
+        """What is on record of the server; None before its first start."""
+        return self._record
+
+    @property
+    def route(self) -> Route:
+        """How its connection object leads to it."""
+        return self.connection_route(self.port, "https" if self.internal_ssl else "http")
+
+    @property
+    def settled(self) -> bool:
+        """Whether it runs, and the hub neither starts, stops nor checks it."""
+        return bool(self.ready and not self.pending)
+
+    def warn(self, text: str) -> None:
+        """Log this, with the server's name."""
+        self.log.warning("%s: %s", self._log_name, text)
 
     def _tell(self, message: str, progress: int) -> None:
         if self._progress_log is not None:
             self._progress_log.tell(self._masked(message), progress)
 
     def _masked(self, message: str) -> str:
-        return self._mask(message)
+        return self._redactor(message)
 
     async def _rendered(self, identity: Identity) -> Mapping[str, list[Any]]:
         """What the template makes, within the time of a start."""
@@ -443,15 +428,9 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             ) from None
 
     async def _render(self, identity: Identity) -> Mapping[str, list[Any]]:
-        path = Path(self.template_path) if self.template_path else default_chart()
-        engine = renderer.open_renderer(
-            path,
-            kube_version=await self._cluster().discovery.server_version(),
-            log=self.log,
-            timeout=self.render_timeout,
-            strict=self.strict_values,
-        )
-        values, self._mask = await template_values.build(
+        version = await self._cluster().discovery.server_version()
+        engine = self.open_renderer(version, self.log)
+        values, self._redactor = await template_values.build(
             self,
             identity,
             former_pvc=self._former_pvc,
@@ -504,7 +483,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._cluster(), self.log, grace=grace, force_lost=self.force_delete_lost_pods
         )
 
-    async def _bury(self, record: Record, over: Ended) -> int:
+    async def _reap(self, record: Record, over: Ended) -> int:
         """Remove what a server that died by itself leaves; the hub calls no ``stop`` for it.
 
         Gives its exit code to all who poll meanwhile: once its pod is removed, they see no more of
@@ -530,10 +509,10 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         pending = getattr(self, "_spawn_future", None)
         if hasattr(Spawner, "_spawn_future") and (pending is None or pending.done()):
             self._spawn_future = asyncio.get_running_loop().create_future()
-            self._spawn_future.set_exception(huberrors.make(message, "ended", 424))
+            self._spawn_future.set_exception(exceptions.make(message, "ended", 424))
             self._spawn_future.exception()  # asked for, so that nobody warns that it was not
 
-    def _note(self, what: str) -> None:
+    def note(self, what: str) -> None:
         """Keep for the log, and for the user's next start, what befell the server."""
         what = self._masked(what)
         self.log.warning("%s %s", self._log_name, what)
@@ -543,7 +522,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             except SQLAlchemyError as error:  # the watch, which told it, goes on
                 self._warn("has a note that was not saved", error)
 
-    async def _move(self, url: str) -> bool:
+    async def moved(self, url: str) -> bool:
         """Follow the server to its new address, in the database and in the proxy."""
         record, parts = self._record, urlsplit(url)
         if record is None or self.server is None:
@@ -560,13 +539,6 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             return False
         self.log.warning("%s moved to %s", self._log_name, url)
         return True
-
-    def _limits(self) -> liveness.Limits:
-        return liveness.Limits(
-            crash_loop_restarts=self.crash_loop_restarts,
-            node_lost=self.node_lost_timeout,
-            replacement=self.replacement_timeout,
-        )
 
     def _save(self, record: Record) -> None:
         """Keep the record in the database too: the hub itself saves only after a start or stop."""
@@ -602,8 +574,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
 
     def _explained(self, error: SpawnerError) -> Exception:
         """The hub's exception for one of ours: shown to the user, not counted as a hub fault."""
-        reason = huberrors.reason(error, failures.Rules(self.failure_rules))
-        message = huberrors.mended(self._masked(str(error)))
+        reason = exceptions.reason(error, self.start_rules)
+        message = exceptions.mended(self._masked(str(error)))
         self.log.error("Starting %s failed (%s): %s", self._log_name, reason, message)
         silent = isinstance(error, Unavailable) or reason == StartTimeout.SILENT
-        return huberrors.make(message, reason, 503 if silent else 400)
+        return exceptions.make(message, reason, 503 if silent else 400)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 from traitlets import TraitError
 from traitlets.config.loader import Config
@@ -21,7 +20,7 @@ from lightkube_template_spawner.errors import (
     TemplateError,
 )
 from lightkube_template_spawner.hub import kubespawner
-from lightkube_template_spawner.hub.settings import Settings, default_chart
+from lightkube_template_spawner.hub.settings import Settings
 from lightkube_template_spawner.templates.chart import Chart, check_template
 
 _PATIENCE = 15.0  # seconds for all that the API server is asked
@@ -37,8 +36,7 @@ async def problems(spawner_class: type[Settings], config: Config, log: logging.L
         return lines  # nothing more can be asked with them
     settings = spawner_class(config=config)
     try:
-        path = Path(settings.template_path) if settings.template_path else default_chart()
-        chart: Chart | None = await asyncio.to_thread(check_template, path)
+        chart: Chart | None = await asyncio.to_thread(check_template, settings.template)
     except TemplateError as error:
         chart = None
         lines.append(f"c.{spawner_class.__name__}.template_path: {error}")

@@ -26,8 +26,10 @@ from traitlets import (
 from traitlets.config import Configurable
 
 from lightkube_template_spawner.cluster.cluster import Cluster, shared
-from lightkube_template_spawner.lifecycle import failures
-from lightkube_template_spawner.objects.plan import RETAINED_KINDS
+from lightkube_template_spawner.lifecycle import failures, liveness
+from lightkube_template_spawner.objects.connection import Route
+from lightkube_template_spawner.objects.plan import RETAINED_KINDS, Rules
+from lightkube_template_spawner.templates.renderer import Renderer, open_renderer
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _KIND = re.compile(r"(v1|[^/]+/v[^/]+)/[^/]+")
@@ -438,6 +440,61 @@ class Settings(Configurable):
         """Where users' objects may be, as far as the settings name it without a pattern."""
         literal = [name for name in self.extra_namespaces if not set(name) & set("*?[")]
         return [self.namespace, *literal]
+
+    @property
+    def template(self) -> Path:
+        """The chart that is rendered."""
+        return Path(self.template_path) if self.template_path else default_chart()
+
+    @property
+    def start_rules(self) -> failures.Rules:
+        """What ends a start before its time is up."""
+        return failures.Rules(self.failure_rules)
+
+    @property
+    def limits(self) -> liveness.Limits:
+        """How long a server that ran may be silent."""
+        return liveness.Limits(
+            crash_loop_restarts=self.crash_loop_restarts,
+            node_lost=self.node_lost_timeout,
+            replacement=self.replacement_timeout,
+        )
+
+    def contract(self, former_pvc: str = "") -> Rules:
+        """What rendered objects may be and become; ``former_pvc`` is KubeSpawner's volume claim."""
+        return Rules(
+            namespace=self.namespace,
+            connection_key=self.connection_annotation_key,
+            lifecycle_key=self.lifecycle_annotation_key,
+            namespaces=tuple(self.extra_namespaces),
+            cluster_kinds=tuple(self.cluster_kinds),
+            retained_kinds=tuple(self.retained_kinds),
+            shared_objects=tuple(self.shared_objects),
+            select_own_pods=self.select_own_pods,
+            gitops_guard=self.gitops_guard,
+            adopt_retained=self.adopt_retained,
+            former_pvc=former_pvc,
+        )
+
+    def connection_route(self, port: int, scheme: str) -> Route:
+        """How a connection object leads to the server where its annotations do not say."""
+        return Route(
+            annotation_key=self.connection_annotation_key,
+            port=port,
+            scheme=scheme,
+            service_address=self.service_address,
+            cluster_domain=self.cluster_domain,
+        )
+
+    def open_renderer(self, kube_version: str, log: logging.Logger) -> Renderer:
+        """What renders the template; one for all who ask in this process."""
+        return open_renderer(
+            self.template,
+            kube_version=kube_version,
+            log=log,
+            timeout=self.render_timeout,
+            strict=self.strict_values,
+        )
 
     def open_cluster(self, log: logging.Logger) -> Cluster:
         """The cluster that these settings lead to; one for all who ask in this process.

@@ -29,7 +29,7 @@ from lightkube_template_spawner.templates.helm.engine import (
     release_name,
 )
 from lightkube_template_spawner.templates.helm.library import SharedWorker, library_folder
-from lightkube_template_spawner.templates.redaction import Mask
+from lightkube_template_spawner.templates.redaction import Redactor
 
 __all__ = ["Rendered", "Renderer", "check_template", "close_renderers", "open_renderer"]
 
@@ -188,7 +188,7 @@ class _HelmRenderer:
             if probe is not None:
                 guard.compare(objects, await self._probed(request, probe, rendered), probe)
         except TemplateError as error:
-            raise type(error)(Mask(plain)(str(error))) from None
+            raise type(error)(Redactor(plain)(str(error))) from None
         if judged is not None and len(self._fitting) < _FITTING_KEPT:
             self._fitting.add(judged)
         return rendered
