@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import timezone
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,19 +15,13 @@ from jupyterhub.spawner import Spawner
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import object_session
 from traitlets import Integer, TraitError, default, validate
-from traitlets.config import Config
 
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.cluster.reflector import Meta
-from lightkube_template_spawner.cluster.retry import within
 from lightkube_template_spawner.errors import (
-    ClusterError,
     NameTaken,
     NodeLost,
     RemovalIncomplete,
     SpawnerError,
-    StartTimeout,
-    Unavailable,
 )
 from lightkube_template_spawner.hub import (
     check,
@@ -39,6 +31,7 @@ from lightkube_template_spawner.hub import (
     internal_ssl,
     kubespawner,
     names,
+    routing,
     startup,
 )
 from lightkube_template_spawner.hub import values as template_values
@@ -48,10 +41,10 @@ from lightkube_template_spawner.hub.settings import Settings
 from lightkube_template_spawner.lifecycle import liveness
 from lightkube_template_spawner.lifecycle.launcher import Launcher
 from lightkube_template_spawner.lifecycle.monitor import Monitor
-from lightkube_template_spawner.lifecycle.record import STATE, Record, merged
+from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.objects.connection import Route
-from lightkube_template_spawner.objects.identity import Identity, Policy
+from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.objects.status import Ended
 from lightkube_template_spawner.templates.redaction import Redactor, masked_log
 
@@ -59,7 +52,6 @@ _POLL_PATIENCE = 2.0  # seconds that a poll waits for a first list: the hub's st
 _ADOPT_PATIENCE = 2.5  # the same for a server that was ready when the former hub ended
 _PORT = 8888
 _NOW = 1  # grace for a stop "now"; with 0 the process outlives its object
-_PURGE_TRIES = 3
 
 
 class LightkubeTemplateSpawner(Settings, Spawner):
@@ -82,29 +74,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             super().__init__(**kwargs)
             kubespawner.inherit(self)
         except TraitError as error:
-            raise self._unusable(error, kwargs.get("config") or Config()) from None
+            raise check.named(error, type(self), kwargs.get("config")) from None
         startup.when_hub_has_started(LightkubeTemplateSpawner)
-
-    @classmethod
-    def _unusable(cls, error: TraitError, config: Config) -> TraitError:
-        """The error, with the setting that keeps every server of the hub from being looked at.
-
-        The hub's error page shows its name; the value, which may be secret, is for the log.
-        """
-        wrong = dict(check.unusable(cls, config))
-        what = f"the setting {next(iter(wrong))!r}" if wrong else "a setting"
-        named = TraitError("; ".join(wrong.values()) or str(error))
-        message = f"{what} of {cls.__name__} cannot be used: the hub's log says why"
-        vars(named)["jupyterhub_message"] = message
-        return named
-
-    @default("env_keep")
-    def _default_env_keep(self) -> list[str]:
-        return []  # the hub's own environment is not the user's
-
-    @default("ip")
-    def _default_ip(self) -> str:
-        return "0.0.0.0"  # noqa: S104 - inside the user's own pod
 
     @validate("port")
     def _valid_port(self, proposal: Any) -> int:
@@ -118,14 +89,6 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     @default("service_address")
     def _default_service_address(self) -> str:
         return "dns" if self.internal_ssl else "ip"
-
-    @default("ssl_alt_names")
-    def _default_ssl_alt_names(self) -> list[str]:
-        return []  # not the hub's own names: the user can read the key
-
-    @default("ssl_alt_names_include_local")
-    def _default_ssl_alt_names_include_local(self) -> bool:
-        return False
 
     # -- the hub's contract -----------------------------------------------------------------------
 
@@ -186,15 +149,9 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         """
         self._certificate = Certificate(self.secret_mount_path)
         self.cert_paths = self._certificate.paths  # both renders have the same environment
-        given = self.ssl_alt_names(self) if callable(self.ssl_alt_names) else self.ssl_alt_names
-        configured = await given if inspect.isawaitable(given) else given
         identity = self.identity
         with self._explaining():
-            documents = await self._rendered(identity)
-            foreseen = internal_ssl.foreseen(documents, self.route, self.namespace)
-            alt_names = internal_ssl.names(
-                foreseen, configured, local=self.ssl_alt_names_include_local
-            )
+            alt_names = await internal_ssl.wanted(self, await self._rendered(identity))
         self.log.info("Making a certificate for %s: %s", self._log_name, ", ".join(alt_names))
         self._certificate = replace(self._certificate, names=alt_names)
         subject = f"user-{identity.user_server_slug}"
@@ -305,29 +262,14 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         """Remove what belongs to this named server; for the default server, all that is the user's.
 
         The hub forgets the user whatever happens here, so it is tried more than once.
+
+        Raises:
+            ClusterError, RemovalIncomplete: all tries failed, or a server of theirs is active.
         """
         with deletion.removal(self):
             if self.name:
                 names.pin(self, self.identity, self.namespace)
-            await self._purge_patiently()
-
-    async def _purge_patiently(self) -> None:
-        for attempt in range(1, _PURGE_TRIES + 1):
-            try:
-                await self._purge()
-            except (ClusterError, RemovalIncomplete) as error:
-                self.log.error(  # noqa: TRY400 - the message says it all
-                    "Removing %s, attempt %d of %d: %s",
-                    self._log_name,
-                    attempt,
-                    _PURGE_TRIES,
-                    error,
-                )
-                if attempt == _PURGE_TRIES:
-                    raise
-                await anyio.sleep(attempt)
-            else:
-                return
+            await deletion.purge(self, self._removal())
 
     def get_state(self) -> dict[str, Any]:
         """What the hub's database keeps: no manifest, no environment, no token."""
@@ -335,11 +277,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         if self._former_pvc:
             state["former_pvc_name"] = self._former_pvc
         if self._record is not None:
-            state[STATE] = self._record.to_state()
-            state["namespace"] = self._record.namespace
-            # KubeSpawner's names for them, for tools that read its state.
-            theirs = {"pod_name": self._record.pod, "pvc_name": self._record.pvc}
-            state.update({key: name for key, name in theirs.items() if name})
+            state.update(self._record.for_spawner())
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -366,22 +304,18 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         known = self._record
         if known is not None and known.identity.instance == self.instance_name:
             return replace(known.identity, userid=self.user.id)
-        instance = self.instance_name
-        return Identity(
-            instance, names.username(self, instance), names.servername(self, instance), self.user.id
-        )
+        return names.first(self, self.instance_name)
 
     def _cluster(self) -> Cluster:
         return self.open_cluster(self.log)
 
     async def _launcher(self) -> Launcher:
-        log = masked_log(self.log, self._masked)
         return Launcher(
             self._cluster(),
             self.identity,
             self.contract(self._former_pvc),
             self.route,
-            log,
+            masked_log(self.log, self._masked),
             self._tell,
             self.start_rules,
             force_lost=self.force_delete_lost_pods,
@@ -416,58 +350,22 @@ class LightkubeTemplateSpawner(Settings, Spawner):
 
     async def _rendered(self, identity: Identity) -> Mapping[str, list[Any]]:
         """What the template makes, within the time of a start."""
-        patience = self._patience()
-        try:
-            with within(patience):
-                return await self._render(identity)
-        except TimeoutError as error:
-            raise StartTimeout(
-                f"not ready after {patience:.0f} s: waited for the API server's version, or for "
-                f"`extra_vars`: {error}",
-                reason=StartTimeout.SILENT if str(error) else "timeout",
-            ) from None
-
-    async def _render(self, identity: Identity) -> Mapping[str, list[Any]]:
-        version = await self._cluster().discovery.server_version()
-        engine = self.open_renderer(version, self.log)
-        values, self._redactor = await template_values.build(
-            self,
-            identity,
-            former_pvc=self._former_pvc,
-            internal_ssl=self._certificate.values if self._certificate else {},
-        )
-        rendered = await engine.render(
-            values,
-            release=identity.user_server_slug,
-            namespace=self.namespace,
-            trusted=self.trusted_values,
-        )
-        return rendered.objects
-
-    async def _purge(self) -> None:
-        identity = self.identity
-        records = [*names.siblings(self), *([self._record] if self._record else [])]
-        recorded = [name for record in records for name in record.namespaces]
-        selector = identity.user_selector()
-        ours = identity.owns
-        if self.name:
-            policies = [Policy.STOPPED, Policy.SERVER_DELETED]
-            selector = identity.selector(self.lifecycle_annotation_key, policies)
-            ours = identity.owns_as_server
-
-        def is_ours(meta: Meta) -> bool:
-            return ours(meta.labels) and not names.is_anothers(self, meta)
-
-        await self._removal().purge(
-            selector,
-            is_ours,
-            owner=identity.owner,
-            namespaces=dict.fromkeys([*self.named_namespaces, *recorded]),
-            known=merged(*(places for r in records for places in (r.kinds, r.retained))),
-            only=self.resource_kinds,
-            cluster_kinds=self.cluster_kinds,
-            timeout=self.stop_timeout,
-        )
+        with exceptions.in_time(self._patience()):
+            version = await self._cluster().discovery.server_version()
+            engine = self.open_renderer(version, self.log)
+            values, self._redactor = await template_values.build(
+                self,
+                identity,
+                former_pvc=self._former_pvc,
+                internal_ssl=self._certificate.values if self._certificate else {},
+            )
+            rendered = await engine.render(
+                values,
+                release=identity.user_server_slug,
+                namespace=self.namespace,
+                trusted=self.trusted_values,
+            )
+            return rendered.objects
 
     async def _remove(self, record: Record, timeout: float, *, grace: int | None = None) -> None:
         """Remove what goes when a server stops; a pod on a lost node is left to its node."""
@@ -479,9 +377,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._warn("is gone, but", error)
 
     def _removal(self, grace: int | None = None) -> Removal:
-        return Removal(
-            self._cluster(), self.log, grace=grace, force_lost=self.force_delete_lost_pods
-        )
+        force = self.force_delete_lost_pods
+        return Removal(self._cluster(), self.log, grace=grace, force_lost=force)
 
     async def _reap(self, record: Record, over: Ended) -> int:
         """Remove what a server that died by itself leaves; the hub calls no ``stop`` for it.
@@ -501,16 +398,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         if self._record is record:
             self._save(replace(rest, note=f"ended: {reason}" if over.code else ""))
             if over.code:
-                self._tell_hub(f"Your server ended: {reason}")
+                exceptions.show_next(self, f"Your server ended: {reason}")
         return over.code
-
-    def _tell_hub(self, message: str) -> None:
-        """Let the user's next page say it: the hub shows there why the last spawn failed."""
-        pending = getattr(self, "_spawn_future", None)
-        if hasattr(Spawner, "_spawn_future") and (pending is None or pending.done()):
-            self._spawn_future = asyncio.get_running_loop().create_future()
-            self._spawn_future.set_exception(exceptions.make(message, "ended", 424))
-            self._spawn_future.exception()  # asked for, so that nobody warns that it was not
 
     def note(self, what: str) -> None:
         """Keep for the log, and for the user's next start, what befell the server."""
@@ -524,15 +413,11 @@ class LightkubeTemplateSpawner(Settings, Spawner):
 
     async def moved(self, url: str) -> bool:
         """Follow the server to its new address, in the database and in the proxy."""
-        record, parts = self._record, urlsplit(url)
+        record = self._record
         if record is None or self.server is None:
             return False
         try:
-            self.server.proto, self.server.ip = parts.scheme, str(parts.hostname)
-            self.server.port = parts.port or (443 if parts.scheme == "https" else 80)
-            proxy = self.user.settings.get("proxy")
-            if proxy is not None:
-                await proxy.add_user(self.user, self.name)
+            await routing.follow(self, url)
             self._save(replace(record, url=url))
         except Exception as error:  # noqa: BLE001 - tried again, and again
             self._warn(f"moved to {url}, but", error)
@@ -557,25 +442,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         return max(1.0, min(float(self.k8s_timeout), float(self.start_timeout) - 2.0))
 
     def _remaining_patience(self) -> float:
-        started = self.orm_spawner.started
-        if started is None:
-            return self._patience()
-        passed = time.time() - started.replace(tzinfo=timezone.utc).timestamp()  # noqa: UP017
-        return max(_ADOPT_PATIENCE, self._patience() - float(passed))
+        return max(_ADOPT_PATIENCE, self._patience() - startup.age(self.orm_spawner))
 
-    @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        try:
-            yield
-        except SpawnerError as error:
-            explained = self._explained(error)
-            masked = self._masked(str(error)) != str(error)
-            raise explained from (None if masked else error)  # the hub logs tracebacks
-
-    def _explained(self, error: SpawnerError) -> Exception:
-        """The hub's exception for one of ours: shown to the user, not counted as a hub fault."""
-        reason = exceptions.reason(error, self.start_rules)
-        message = exceptions.mended(self._masked(str(error)))
-        self.log.error("Starting %s failed (%s): %s", self._log_name, reason, message)
-        silent = isinstance(error, Unavailable) or reason == StartTimeout.SILENT
-        return exceptions.make(message, reason, 503 if silent else 400)
+    def _explaining(self) -> AbstractContextManager[None]:
+        return exceptions.explaining(self.start_rules, self._masked, self.log, self._log_name)

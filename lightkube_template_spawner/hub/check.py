@@ -61,6 +61,19 @@ def unusable(spawner_class: type[Settings], config: Config) -> Iterator[tuple[st
             yield name, f"c.KubeSpawner.{name} cannot be used: {error}"
 
 
+def named(error: TraitError, spawner_class: type[Settings], config: Config | None) -> TraitError:
+    """The error, with the setting that keeps every server of the hub from being looked at.
+
+    The hub's error page shows its name; the value, which may be secret, is for the log.
+    """
+    wrong = dict(unusable(spawner_class, config or Config()))
+    what = f"the setting {next(iter(wrong))!r}" if wrong else "a setting"
+    made = TraitError("; ".join(wrong.values()) or str(error))
+    message = f"{what} of {spawner_class.__name__} cannot be used: the hub's log says why"
+    vars(made)["jupyterhub_message"] = message
+    return made
+
+
 async def _in_the_cluster(settings: Settings, log: logging.Logger) -> list[str]:
     try:
         with within(_PATIENCE):

@@ -420,6 +420,32 @@ class Settings(Configurable):
             raise TraitError(f"failure_rules: {error}") from error
         return dict(proposal["value"])
 
+    # Defaults of JupyterHub's own traits that are other ones in a cluster.
+
+    @default("env_keep")
+    def _default_env_keep(self) -> list[str]:
+        return []  # the hub's own environment is not the user's
+
+    @default("ip")
+    def _default_ip(self) -> str:
+        return "0.0.0.0"  # noqa: S104 - inside the user's own pod
+
+    @default("k8s_timeout")
+    def _default_k8s_timeout(self) -> int:
+        return int(getattr(self, "start_timeout", 60))
+
+    @default("service_address")
+    def _default_service_address(self) -> str:
+        return "dns" if getattr(self, "internal_ssl", False) else "ip"
+
+    @default("ssl_alt_names")
+    def _default_ssl_alt_names(self) -> list[str]:
+        return []  # not the hub's own names: the user can read the key
+
+    @default("ssl_alt_names_include_local")
+    def _default_ssl_alt_names_include_local(self) -> bool:
+        return False
+
     @default("namespace")
     def _default_namespace(self) -> str:
         return _own_namespace() or "default"

@@ -16,7 +16,9 @@ import logging
 import os
 import shlex
 import sys
+import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC
 from typing import Any
 
 from jupyterhub import orm
@@ -88,6 +90,13 @@ def explain_wait(server: str, log: logging.Logger) -> None:
         server,
         "" if limit < 0 else f", or for {limit} s",
     )
+
+
+def age(entry: orm.Spawner) -> float:
+    """Seconds since a server's start began, by the database; 0 where it does not say."""
+    if entry.started is None:
+        return 0.0
+    return float(time.time() - entry.started.replace(tzinfo=UTC).timestamp())
 
 
 async def _guarded(app: Any, part: Callable[[Any], Awaitable[None]], failed: str) -> None:
