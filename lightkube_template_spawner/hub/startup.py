@@ -117,8 +117,8 @@ async def _tidy(app: Any) -> None:
 
 async def check(app: Any) -> None:
     """Log each thing that keeps servers from starting, or that has no effect."""
-    section = app.config.get(app.spawner_class.__name__, {})
-    if section.get("check_at_hub_start", True):
+    sections = (app.config.get(cls.__name__, {}) for cls in app.spawner_class.__mro__)
+    if not any(section.get("check_at_hub_start") is False for section in sections):
         for line in await problems(app.spawner_class, app.config, app.log):
             app.log.error("%s: %s", app.spawner_class.__name__, line)
 
