@@ -117,7 +117,7 @@ def open_renderer(
 
 
 async def close_renderers() -> None:
-    """Close all that are open in this event loop: the hub's last act."""
+    """Close all that are open in this event loop."""
     for renderer in list(_open_here().values()):
         await renderer.aclose()
 
