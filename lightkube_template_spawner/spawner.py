@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
-from datetime import timezone
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,59 +16,44 @@ from jupyterhub.spawner import Spawner
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import object_session
 from traitlets import Integer, TraitError, default, validate
-from traitlets.config import Config
 
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.cluster.live import Meta
-from lightkube_template_spawner.cluster.retry import within
 from lightkube_template_spawner.errors import (
-    ClusterError,
     NameTaken,
     NodeLost,
     RemovalIncomplete,
     SpawnerError,
-    StartTimeout,
-    Unavailable,
 )
 from lightkube_template_spawner.hub import (
     check,
     database,
+    deletion,
+    exceptions,
+    internal_ssl,
+    kubespawner,
     names,
+    routing,
     startup,
-)
-from lightkube_template_spawner.hub import (
-    deletion as parting,
-)
-from lightkube_template_spawner.hub import (
-    exceptions as huberrors,
-)
-from lightkube_template_spawner.hub import (
-    internal_ssl as certificates,
-)
-from lightkube_template_spawner.hub import (
-    kubespawner as heritage,
 )
 from lightkube_template_spawner.hub import values as template_values
 from lightkube_template_spawner.hub.internal_ssl import Certificate
 from lightkube_template_spawner.hub.progress import ProgressLog
-from lightkube_template_spawner.hub.settings import Settings, default_chart
-from lightkube_template_spawner.lifecycle import failures, liveness
+from lightkube_template_spawner.hub.settings import Settings
+from lightkube_template_spawner.lifecycle import liveness
 from lightkube_template_spawner.lifecycle.launcher import Launcher
-from lightkube_template_spawner.lifecycle.monitor import Vigil
-from lightkube_template_spawner.lifecycle.record import STATE, Record, merged
+from lightkube_template_spawner.lifecycle.monitor import Monitor
+from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.objects.connection import Route
-from lightkube_template_spawner.objects.identity import Identity, Policy
-from lightkube_template_spawner.objects.plan import Rules
+from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.objects.status import Ended
-from lightkube_template_spawner.templates import guard, limits, renderer
-from lightkube_template_spawner.templates.redaction import Mask, masked_log
+from lightkube_template_spawner.templates import guard, limits
+from lightkube_template_spawner.templates.redaction import Redactor, masked_log
 
 _POLL_PATIENCE = 2.0  # seconds that a poll waits for a first list: the hub's start waits for polls
 _ADOPT_PATIENCE = 2.5  # the same for a server that was ready when the former hub ended
 _PORT = 8888
 _NOW = 1  # grace for a stop "now"; with 0 the process outlives its object
-_PURGE_TRIES = 3
 _SET_BY_OPTIONS = ("cmd", "args", "default_url", "notebook_dir")  # by `apply_user_options`
 
 
@@ -86,39 +68,18 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         self._progress_log: ProgressLog | None = None
         self._starting = False
         self._exit_code = 0  # of a server that died by itself, until its state is cleared
-        self._burial: asyncio.Task[int] | None = None
+        self._reaping: asyncio.Task[int] | None = None
         self._notice: asyncio.Task[Any] | None = None
-        self._vigil = Vigil(self)
+        self._monitor = Monitor(self)
         self._certificate: Certificate | None = None  # of the start that is under way
-        self._mask = Mask({})
+        self._redactor = Redactor({})
         try:
             super().__init__(**kwargs)
-            heritage.inherit(self)
+            kubespawner.inherit(self)
         except TraitError as error:
-            raise self._unusable(error, kwargs.get("config") or Config()) from None
+            raise check.named(error, type(self), kwargs.get("config")) from None
         self._configured = {name: copy(getattr(self, name)) for name in _SET_BY_OPTIONS}
         startup.when_hub_has_started(LightkubeTemplateSpawner)
-
-    @classmethod
-    def _unusable(cls, error: TraitError, config: Config) -> TraitError:
-        """The error, with the setting that keeps every server of the hub from being looked at.
-
-        The hub's error page shows its name; the value, which may be secret, is for the log.
-        """
-        wrong = dict(check.unusable(cls, config))
-        what = f"the setting {next(iter(wrong))!r}" if wrong else "a setting"
-        named = TraitError("; ".join(wrong.values()) or str(error))
-        message = f"{what} of {cls.__name__} cannot be used: the hub's log says why"
-        vars(named)["jupyterhub_message"] = message
-        return named
-
-    @default("env_keep")
-    def _default_env_keep(self) -> list[str]:
-        return []  # the hub's own environment is not the user's
-
-    @default("ip")
-    def _default_ip(self) -> str:
-        return "0.0.0.0"  # noqa: S104 - inside the user's own pod
 
     @validate("port")
     def _valid_port(self, proposal: Any) -> int:
@@ -133,14 +94,6 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     def _default_service_address(self) -> str:
         return "dns" if self.internal_ssl else "ip"
 
-    @default("ssl_alt_names")
-    def _default_ssl_alt_names(self) -> list[str]:
-        return []  # not the hub's own names: the user can read the key
-
-    @default("ssl_alt_names_include_local")
-    def _default_ssl_alt_names_include_local(self) -> bool:
-        return False
-
     # -- the hub's contract -----------------------------------------------------------------------
 
     async def start(self) -> str:
@@ -148,7 +101,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
 
         Cleans nothing up on failure: ``poll`` then answers None, so that the hub calls ``stop``.
         """
-        self._vigil.end()
+        self._monitor.end()
         log = self._progress_log
         if log is None or log.closed:
             self._progress_log = log = ProgressLog()
@@ -158,7 +111,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         began = time.monotonic()
         try:
             with self._explaining():
-                parting.check_start(self)
+                deletion.check_start(self)
                 try:
                     launcher, record = await self._launch(began)
                 except NameTaken as taken:
@@ -172,7 +125,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._certificate = None
             self._starting = False
             log.close()
-        self._vigil.begin(launcher.cluster, record)
+        self._monitor.begin(launcher.cluster, record)
         self.log.info(
             "%s is ready at %s after %.1f s", self._log_name, record.url, time.monotonic() - began
         )
@@ -206,19 +159,13 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         """
         self._certificate = Certificate(self.secret_mount_path)
         self.cert_paths = self._certificate.paths  # both renders have the same environment
-        given = self.ssl_alt_names(self) if callable(self.ssl_alt_names) else self.ssl_alt_names
-        configured = await given if inspect.isawaitable(given) else given
         identity = self.identity
         with self._explaining():
-            documents = await self._rendered(identity)
-            foreseen = certificates.foreseen(documents, self._route(), self.namespace)
-            alt_names = certificates.names(
-                foreseen, configured, local=self.ssl_alt_names_include_local
-            )
+            alt_names = await internal_ssl.wanted(self, await self._rendered(identity))
         self.log.info("Making a certificate for %s: %s", self._log_name, ", ".join(alt_names))
         self._certificate = replace(self._certificate, names=alt_names)
         subject = f"user-{identity.user_server_slug}"
-        return await certificates.issue(
+        return await internal_ssl.issue(
             self.internal_certs_location, subject, alt_names, self.internal_trust_bundles
         )
 
@@ -231,7 +178,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     async def stop(self, now: bool = False) -> None:
         """Remove what goes when the server stops, and wait until it is gone."""
         record = self._record
-        self._vigil.end()
+        self._monitor.end()
         if record is None or not record.live:
             return
         grace = _NOW if now else self.delete_grace_period
@@ -258,13 +205,13 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             return None
         try:
             over = await self._ended(record)
-            if self._record is not record:  # buried meanwhile by another poll, which knew the code
+            if self._record is not record:  # reaped meanwhile by another poll, which knew the code
                 return await self.poll()
             if over is None:
                 return None
-            if self._burial is None or self._burial.done():
-                self._burial = asyncio.create_task(self._bury(record, over))
-            return await asyncio.shield(self._burial)
+            if self._reaping is None or self._reaping.done():
+                self._reaping = asyncio.create_task(self._reap(record, over))
+            return await asyncio.shield(self._reaping)
         except Exception as error:  # noqa: BLE001 - the hub would take the server for stopped
             self._warn("cannot be polled", error)
             return None
@@ -272,7 +219,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     async def _ended(self, record: Record) -> Ended | None:
         """How the server ended; None while it runs, or when no answer comes in time."""
         with anyio.move_on_after(_POLL_PATIENCE):
-            return await self._vigil.ended(self._cluster(), record, self._limits())
+            return await self._monitor.ended(self._cluster(), record, self.limits)
         return None
 
     async def poll_and_notify(self) -> int | None:
@@ -301,7 +248,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             startup.explain_wait(self._log_name, self.log)
         try:
             launcher = await self._launcher()
-            self._vigil.begin(launcher.cluster, record)  # whatever comes of it
+            self._monitor.begin(launcher.cluster, record)  # whatever comes of it
             patience = _ADOPT_PATIENCE if record.ready else self._remaining_patience()
             record = await launcher.adopt(record, timeout=patience)
             # The hub compares with its own and stores address and port; the scheme is left to us.
@@ -325,29 +272,14 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         """Remove what belongs to this named server; for the default server, all that is the user's.
 
         The hub forgets the user whatever happens here, so it is tried more than once.
+
+        Raises:
+            ClusterError, RemovalIncomplete: all tries failed, or a server of theirs is active.
         """
-        with parting.removal(self):
+        with deletion.removal(self):
             if self.name:
                 names.pin(self, self.identity, self.namespace)
-            await self._purge_patiently()
-
-    async def _purge_patiently(self) -> None:
-        for attempt in range(1, _PURGE_TRIES + 1):
-            try:
-                await self._purge()
-            except (ClusterError, RemovalIncomplete) as error:
-                self.log.error(  # noqa: TRY400 - the message says it all
-                    "Removing %s, attempt %d of %d: %s",
-                    self._log_name,
-                    attempt,
-                    _PURGE_TRIES,
-                    error,
-                )
-                if attempt == _PURGE_TRIES:
-                    raise
-                await anyio.sleep(attempt)
-            else:
-                return
+            await deletion.purge(self, self._removal())
 
     def get_state(self) -> dict[str, Any]:
         """What the hub's database keeps: no manifest, no environment, no token."""
@@ -355,11 +287,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         if self._former_pvc:
             state["former_pvc_name"] = self._former_pvc
         if self._record is not None:
-            state[STATE] = self._record.to_state()
-            state["namespace"] = self._record.namespace
-            # KubeSpawner's names for them, for tools that read its state.
-            theirs = {"pod_name": self._record.pod, "pvc_name": self._record.pvc}
-            state.update({key: name for key, name in theirs.items() if name})
+            state.update(self._record.for_spawner())
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -374,7 +302,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         """Forget what ends with a server; its identity and what it keeps outlive it."""
         super().clear_state()
         self._exit_code = 0
-        self._vigil.end()  # a server that died is not stopped
+        self._monitor.end()  # a server that died is not stopped
         if self._record is not None and not self._record.live:
             self._record = self._record.stopped()
 
@@ -386,95 +314,70 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         known = self._record
         if known is not None and known.identity.instance == self.instance_name:
             return replace(known.identity, userid=self.user.id)
-        instance = self.instance_name
-        return Identity(
-            instance, names.username(self, instance), names.servername(self, instance), self.user.id
-        )
+        return names.first(self, self.instance_name)
 
     def _cluster(self) -> Cluster:
         return self.open_cluster(self.log)
 
     async def _launcher(self) -> Launcher:
-        rules = Rules(
-            namespace=self.namespace,
-            connection_key=self.connection_annotation_key,
-            lifecycle_key=self.lifecycle_annotation_key,
-            namespaces=tuple(self.extra_namespaces),
-            cluster_kinds=tuple(self.cluster_kinds),
-            retained_kinds=tuple(self.retained_kinds),
-            shared_objects=tuple(self.shared_objects),
-            select_own_pods=self.select_own_pods,
-            gitops_guard=self.gitops_guard,
-            adopt_retained=self.adopt_retained,
-            former_pvc=self._former_pvc,
-        )
-        log = masked_log(self.log, self._masked)
-        limits = failures.Rules(self.failure_rules)
         return Launcher(
             self._cluster(),
             self.identity,
-            rules,
-            self._route(),
-            log,
+            self.contract(self._former_pvc),
+            self.route,
+            masked_log(self.log, self._masked),
             self._tell,
-            limits,
+            self.start_rules,
             force_lost=self.force_delete_lost_pods,
             another=lambda meta: names.is_anothers(self, meta),
         )
 
-    def _route(self) -> Route:
-        return Route(
-            annotation_key=self.connection_annotation_key,
-            port=self.port,
-            scheme="https" if self.internal_ssl else "http",
-            service_address=self.service_address,
-            cluster_domain=self.cluster_domain,
-        )
+    @property
+    def record(self) -> Record | None:
+        """What is on record of the server; None before its first start."""
+        return self._record
+
+    @property
+    def route(self) -> Route:
+        """How its connection object leads to it."""
+        return self.connection_route(self.port, "https" if self.internal_ssl else "http")
+
+    @property
+    def settled(self) -> bool:
+        """Whether it runs, and the hub neither starts, stops nor checks it."""
+        return bool(self.ready and not self.pending)
+
+    def warn(self, text: str) -> None:
+        """Log this, with the server's name."""
+        self.log.warning("%s: %s", self._log_name, text)
 
     def _tell(self, message: str, progress: int) -> None:
         if self._progress_log is not None:
             self._progress_log.tell(self._masked(message), progress)
 
     def _masked(self, message: str) -> str:
-        return self._mask(message)
+        return self._redactor(message)
 
     async def _rendered(self, identity: Identity) -> Mapping[str, list[Any]]:
         """What the template makes, within the time of a start."""
-        patience = self._patience()
-        try:
-            with within(patience):
-                return await self._render(identity)
-        except TimeoutError as error:
-            raise StartTimeout(
-                f"not ready after {patience:.0f} s: waited for the API server's version, or for "
-                f"`extra_vars`: {error}",
-                reason=StartTimeout.SILENT if str(error) else "timeout",
-            ) from None
-
-    async def _render(self, identity: Identity) -> Mapping[str, list[Any]]:
-        path = Path(self.template_path) if self.template_path else default_chart()
-        engine = renderer.open_renderer(
-            path,
-            kube_version=await self._cluster().discovery.server_version(),
-            log=self.log,
-            timeout=self.render_timeout,
-            strict=self.strict_values,
-        )
-        limits.check_options(self.user_options)  # saved by an older hub, or set by a hook
-        values, self._mask = await template_values.build(
-            self,
-            identity,
-            former_pvc=self._former_pvc,
-            internal_ssl=self._certificate.values if self._certificate else {},
-        )
-        rendered = await engine.render(
-            values,
-            release=identity.user_server_slug,
-            namespace=self.namespace,
-            tainted=self._tainted(),
-            trusted=self.trusted_values,
-        )
-        return rendered.objects
+        with exceptions.in_time(self._patience()):
+            version = await self._cluster().discovery.server_version()
+            engine = self.open_renderer(version, self.log)
+            limits.check_options(self.user_options)  # saved by an older hub, or set by a hook
+            values, self._redactor = await template_values.build(
+                self,
+                identity,
+                former_pvc=self._former_pvc,
+                internal_ssl=self._certificate.values if self._certificate else {},
+            )
+            rendered = await engine.render(
+                values,
+                release=identity.user_server_slug,
+                namespace=self.namespace,
+                tainted=self._tainted(),
+                trusted=self.trusted_values,
+            )
+            return rendered.objects
 
     def _tainted(self) -> list[guard.Path]:
         """Paths of what users can write: also settings that were changed when they sent options."""
@@ -482,31 +385,6 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             (name,) for name, value in self._configured.items() if getattr(self, name) != value
         ]
         return [*guard.TAINTED, *self.tainted_values, *(changed if self.user_options else ())]
-
-    async def _purge(self) -> None:
-        identity = self.identity
-        records = [*names.siblings(self), *([self._record] if self._record else [])]
-        recorded = [name for record in records for name in record.namespaces]
-        selector = identity.user_selector()
-        ours = identity.owns
-        if self.name:
-            policies = [Policy.STOPPED, Policy.SERVER_DELETED]
-            selector = identity.selector(self.lifecycle_annotation_key, policies)
-            ours = identity.owns_as_server
-
-        def is_ours(meta: Meta) -> bool:
-            return ours(meta.labels) and not names.is_anothers(self, meta)
-
-        await self._removal().purge(
-            selector,
-            is_ours,
-            owner=identity.owner,
-            namespaces=dict.fromkeys([*self.named_namespaces, *recorded]),
-            known=merged(*(places for r in records for places in (r.kinds, r.retained))),
-            only=self.resource_kinds,
-            cluster_kinds=self.cluster_kinds,
-            timeout=self.stop_timeout,
-        )
 
     async def _remove(self, record: Record, timeout: float, *, grace: int | None = None) -> None:
         """Remove what goes when a server stops; a pod on a lost node is left to its node."""
@@ -518,11 +396,10 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._warn("is gone, but", error)
 
     def _removal(self, grace: int | None = None) -> Removal:
-        return Removal(
-            self._cluster(), self.log, grace=grace, force_lost=self.force_delete_lost_pods
-        )
+        force = self.force_delete_lost_pods
+        return Removal(self._cluster(), self.log, grace=grace, force_lost=force)
 
-    async def _bury(self, record: Record, over: Ended) -> int:
+    async def _reap(self, record: Record, over: Ended) -> int:
         """Remove what a server that died by itself leaves; the hub calls no ``stop`` for it.
 
         Gives its exit code to all who poll meanwhile: once its pod is removed, they see no more of
@@ -540,18 +417,10 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         if self._record is record:
             self._save(replace(rest, note=f"ended: {reason}" if over.code else ""))
             if over.code:
-                self._tell_hub(f"Your server ended: {reason}")
+                exceptions.show_next(self, f"Your server ended: {reason}")
         return over.code
 
-    def _tell_hub(self, message: str) -> None:
-        """Let the user's next page say it: the hub shows there why the last spawn failed."""
-        pending = getattr(self, "_spawn_future", None)
-        if hasattr(Spawner, "_spawn_future") and (pending is None or pending.done()):
-            self._spawn_future = asyncio.get_running_loop().create_future()
-            self._spawn_future.set_exception(huberrors.make(message, "ended", 424))
-            self._spawn_future.exception()  # asked for, so that nobody warns that it was not
-
-    def _note(self, what: str) -> None:
+    def note(self, what: str) -> None:
         """Keep for the log, and for the user's next start, what befell the server."""
         what = self._masked(what)
         self.log.warning("%s %s", self._log_name, what)
@@ -561,30 +430,19 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             except SQLAlchemyError as error:  # the watch, which told it, goes on
                 self._warn("has a note that was not saved", error)
 
-    async def _move(self, url: str) -> bool:
+    async def moved(self, url: str) -> bool:
         """Follow the server to its new address, in the database and in the proxy."""
-        record, parts = self._record, urlsplit(url)
+        record = self._record
         if record is None or self.server is None:
             return False
         try:
-            self.server.proto, self.server.ip = parts.scheme, str(parts.hostname)
-            self.server.port = parts.port or (443 if parts.scheme == "https" else 80)
-            proxy = self.user.settings.get("proxy")
-            if proxy is not None:
-                await proxy.add_user(self.user, self.name)
+            await routing.follow(self, url)
             self._save(replace(record, url=url))
         except Exception as error:  # noqa: BLE001 - tried again, and again
             self._warn(f"moved to {url}, but", error)
             return False
         self.log.warning("%s moved to %s", self._log_name, url)
         return True
-
-    def _limits(self) -> liveness.Limits:
-        return liveness.Limits(
-            crash_loop_restarts=self.crash_loop_restarts,
-            node_lost=self.node_lost_timeout,
-            replacement=self.replacement_timeout,
-        )
 
     def _save(self, record: Record) -> None:
         """Keep the record in the database too: the hub itself saves only after a start or stop."""
@@ -603,25 +461,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         return max(1.0, min(float(self.k8s_timeout), float(self.start_timeout) - 2.0))
 
     def _remaining_patience(self) -> float:
-        started = self.orm_spawner.started
-        if started is None:
-            return self._patience()
-        passed = time.time() - started.replace(tzinfo=timezone.utc).timestamp()  # noqa: UP017
-        return max(_ADOPT_PATIENCE, self._patience() - float(passed))
+        return max(_ADOPT_PATIENCE, self._patience() - startup.age(self.orm_spawner))
 
-    @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        try:
-            yield
-        except SpawnerError as error:
-            explained = self._explained(error)
-            masked = self._masked(str(error)) != str(error)
-            raise explained from (None if masked else error)  # the hub logs tracebacks
-
-    def _explained(self, error: SpawnerError) -> Exception:
-        """The hub's exception for one of ours: shown to the user, not counted as a hub fault."""
-        reason = huberrors.reason(error, failures.Rules(self.failure_rules))
-        message = huberrors.mended(self._masked(str(error)))
-        self.log.error("Starting %s failed (%s): %s", self._log_name, reason, message)
-        silent = isinstance(error, Unavailable) or reason == StartTimeout.SILENT
-        return huberrors.make(message, reason, 503 if silent else 400)
+    def _explaining(self) -> AbstractContextManager[None]:
+        return exceptions.explaining(self.start_rules, self._masked, self.log, self._log_name)

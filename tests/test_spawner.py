@@ -31,8 +31,7 @@ from lightkube_template_spawner import spawner as spawner_module
 from lightkube_template_spawner.cluster.cluster import shared
 from lightkube_template_spawner.errors import RemovalIncomplete
 from lightkube_template_spawner.hub import startup
-from lightkube_template_spawner.lifecycle import liveness
-from lightkube_template_spawner.lifecycle import monitor as vigil
+from lightkube_template_spawner.lifecycle import liveness, monitor
 from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from lightkube_template_spawner.templates import renderer as renderers
@@ -602,7 +601,7 @@ async def test_who_asks_during_a_burial_waits_for_its_end(
     spawner = await hub.spawn(hub.user())
     fake.delay = 0.05
     die(fake)
-    await until(lambda: spawner._burial)
+    await until(lambda: spawner._reaping)
     assert await spawner.poll_and_notify() == 137
     assert (spawner.active, hub.stopped, hub.left()) == (False, [f"{ADA}::137"], KEPT)
     assert fake.count("DELETE .*/pods$") == 1
@@ -708,6 +707,20 @@ async def test_a_lost_node_ends_a_server_after_its_time(
     assert hub.left() == RUNNING
 
 
+async def test_a_death_is_seen_at_once_while_a_lost_node_is_waited_for(
+    hub: FakeHub, fake: FakeApiServer, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(monitor, "_SOON", 60.0)
+    spawner = await hub.spawn(hub.user())
+    lose_node(fake, finalizers=[])
+    await until(lambda: "node lost does not answer" in caplog.text)
+    await asyncio.sleep(0.05)  # it waits now
+    fake.remove("Pod", "hub", SLUG)
+    await until(lambda: hub.stopped and not spawner.active)
+    assert hub.left() == KEPT
+
+
 async def test_a_node_that_answers_again_ends_nothing(
     hub: FakeHub, fake: FakeApiServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -732,7 +745,7 @@ async def test_the_route_follows_the_server(
             if len(routes) == 1:
                 raise OSError("the proxy is restarted")
 
-    monkeypatch.setattr(vigil, "_AGAIN", 0.05)
+    monkeypatch.setattr(monitor, "_AGAIN", 0.05)
     hub.settings["proxy"] = Proxy()
     spawner = await hub.spawn(hub.user())
     now(fake, podIP="10.1.2.3")
@@ -1398,7 +1411,8 @@ async def test_extra_vars_that_fail_are_named(
     hub: FakeHub, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The traceback, which may hold anything, is for the log."""
-    hub.config.LightkubeTemplateSpawner.extra_vars = lambda _: dict[str, Any]()["sesame"]
+    table: dict[str, Any] = {}
+    hub.config.LightkubeTemplateSpawner.extra_vars = lambda spawner: table["sesame"]
     with pytest.raises(hub_spawner.SpawnException, match="`extra_vars` raised KeyError") as caught:
         await hub.start(hub.user())
     assert "sesame" not in str(caught.value)

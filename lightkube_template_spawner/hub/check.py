@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 from traitlets import TraitError
 from traitlets.config.loader import Config
@@ -21,7 +20,7 @@ from lightkube_template_spawner.errors import (
     TemplateError,
 )
 from lightkube_template_spawner.hub import kubespawner
-from lightkube_template_spawner.hub.settings import Settings, default_chart
+from lightkube_template_spawner.hub.settings import Settings
 from lightkube_template_spawner.templates.chart import Chart, check_template
 
 _PATIENCE = 15.0  # seconds for all that the API server is asked
@@ -37,8 +36,7 @@ async def problems(spawner_class: type[Settings], config: Config, log: logging.L
         return lines  # nothing more can be asked with them
     settings = spawner_class(config=config)
     try:
-        path = Path(settings.template_path) if settings.template_path else default_chart()
-        chart: Chart | None = await asyncio.to_thread(check_template, path)
+        chart: Chart | None = await asyncio.to_thread(check_template, settings.template)
     except TemplateError as error:
         chart = None
         lines.append(f"c.{spawner_class.__name__}.template_path: {error}")
@@ -61,6 +59,19 @@ def unusable(spawner_class: type[Settings], config: Config) -> Iterator[tuple[st
             setattr(bare, name, kubespawner.resolved(bare, name, value))
         except TraitError as error:
             yield name, f"c.KubeSpawner.{name} cannot be used: {error}"
+
+
+def named(error: TraitError, spawner_class: type[Settings], config: Config | None) -> TraitError:
+    """The error, with the setting that keeps every server of the hub from being looked at.
+
+    The hub's error page shows its name; the value, which may be secret, is for the log.
+    """
+    wrong = dict(unusable(spawner_class, config or Config()))
+    what = f"the setting {next(iter(wrong))!r}" if wrong else "a setting"
+    made = TraitError("; ".join(wrong.values()) or str(error))
+    message = f"{what} of {spawner_class.__name__} cannot be used: the hub's log says why"
+    vars(made)["jupyterhub_message"] = message
+    return made
 
 
 async def _in_the_cluster(settings: Settings, log: logging.Logger) -> list[str]:

@@ -13,10 +13,18 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from lightkube_template_spawner.errors import RemovalIncomplete, StartFailed
+import anyio
+
+from lightkube_template_spawner.cluster.live import Meta
+from lightkube_template_spawner.errors import ClusterError, RemovalIncomplete, StartFailed
+from lightkube_template_spawner.hub import names
+from lightkube_template_spawner.lifecycle.record import merged
+from lightkube_template_spawner.lifecycle.removal import Removal
+from lightkube_template_spawner.objects.identity import Policy
 
 # The hub removes a user's servers one after another, and the user after the last.
 _PAUSE = 1.0
+_TRIES = 3
 # By the hub's user, by server: until when it does not start.
 _ends: WeakKeyDictionary[Any, dict[str, float]] = WeakKeyDictionary()
 
@@ -37,12 +45,61 @@ def removal(spawner: Any) -> Iterator[None]:
         )
     ends = _ends.setdefault(user, {})
     whole = not name or ends.get("", 0.0) > time.monotonic()
-    names = {"", name} if whole else {name}
-    ends.update(dict.fromkeys(names, math.inf))
+    kept = {"", name} if whole else {name}
+    ends.update(dict.fromkeys(kept, math.inf))
     try:
         yield
     finally:
-        ends.update(dict.fromkeys(names, time.monotonic() + _PAUSE if whole else 0.0))
+        ends.update(dict.fromkeys(kept, time.monotonic() + _PAUSE if whole else 0.0))
+
+
+async def purge(spawner: Any, removal: Removal) -> None:
+    """Remove what belongs to a named server, or with the default server all that is the user's.
+
+    The hub forgets the user whatever happens here, so it is tried more than once.
+
+    Raises:
+        ClusterError, RemovalIncomplete: what the last attempt ended with.
+    """
+    for attempt in range(1, _TRIES + 1):
+        try:
+            await _purge(spawner, removal)
+        except (ClusterError, RemovalIncomplete) as error:
+            words = "Removing %s, attempt %d of %d: %s"
+            spawner.log.error(  # noqa: TRY400 - the message says it all
+                words, spawner._log_name, attempt, _TRIES, error
+            )
+            if attempt == _TRIES:
+                raise
+            await anyio.sleep(attempt)
+        else:
+            return
+
+
+async def _purge(spawner: Any, removal: Removal) -> None:
+    identity, own = spawner.identity, spawner.record
+    records = [*names.siblings(spawner), *([own] if own else [])]
+    recorded = [name for record in records for name in record.namespaces]
+    selector = identity.user_selector()
+    ours = identity.owns
+    if spawner.name:
+        policies = [Policy.STOPPED, Policy.SERVER_DELETED]
+        selector = identity.selector(spawner.lifecycle_annotation_key, policies)
+        ours = identity.owns_as_server
+
+    def is_ours(meta: Meta) -> bool:
+        return ours(meta.labels) and not names.is_anothers(spawner, meta)
+
+    await removal.purge(
+        selector,
+        is_ours,
+        owner=identity.owner,
+        namespaces=dict.fromkeys([*spawner.named_namespaces, *recorded]),
+        known=merged(*(places for r in records for places in (r.kinds, r.retained))),
+        only=spawner.resource_kinds,
+        cluster_kinds=spawner.cluster_kinds,
+        timeout=spawner.stop_timeout,
+    )
 
 
 def check_start(spawner: Any) -> None:

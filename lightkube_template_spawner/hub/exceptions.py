@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from jupyterhub import spawner as hub_spawner
 from tornado import web
 
+from lightkube_template_spawner.cluster.retry import within
 from lightkube_template_spawner.errors import (
     ClusterError,
     ConfigurationError,
@@ -16,6 +21,7 @@ from lightkube_template_spawner.errors import (
     SpawnerError,
     StartFailed,
     StartTimeout,
+    Unavailable,
 )
 from lightkube_template_spawner.lifecycle.failures import Rules
 
@@ -57,3 +63,49 @@ def make(message: str, reason: str, status: int) -> web.HTTPError:
     # The spawn page reads this attribute, whatever the exception.
     vars(raised)["jupyterhub_message"] = message
     return raised
+
+
+@contextmanager
+def in_time(patience: float) -> Iterator[None]:
+    """Give all that comes before the first write the time of a start.
+
+    Raises:
+        StartTimeout: it is up.
+    """
+    try:
+        with within(patience):
+            yield
+    except TimeoutError as error:
+        raise StartTimeout(
+            f"not ready after {patience:.0f} s: waited for the API server's version, or for "
+            f"`extra_vars`: {error}",
+            reason=StartTimeout.SILENT if str(error) else "timeout",
+        ) from None
+
+
+@contextmanager
+def explaining(
+    rules: Rules, mask: Callable[[str], str], log: logging.Logger, server: str
+) -> Iterator[None]:
+    """Raise the hub's exception for one of ours, in words that ``mask`` leaves; log them."""
+    try:
+        yield
+    except SpawnerError as error:
+        why, text = reason(error, rules), mask(str(error))
+        message = mended(text)
+        log.error(  # noqa: TRY400 - the hub logs tracebacks
+            "Starting %s failed (%s): %s", server, why, message
+        )
+        silent = isinstance(error, Unavailable) or why == StartTimeout.SILENT
+        # A traceback has the words before they were masked.
+        cause = error if text == str(error) else None
+        raise make(message, why, 503 if silent else 400) from cause
+
+
+def show_next(spawner: Any, message: str) -> None:
+    """Let the user's next page say it: the hub shows there why the last spawn failed."""
+    pending = getattr(spawner, "_spawn_future", None)
+    if hasattr(hub_spawner.Spawner, "_spawn_future") and (pending is None or pending.done()):
+        spawner._spawn_future = asyncio.get_running_loop().create_future()
+        spawner._spawn_future.set_exception(make(message, "ended", 424))
+        spawner._spawn_future.exception()  # asked for, so that nobody warns that it was not

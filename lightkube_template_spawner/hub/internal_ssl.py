@@ -12,6 +12,7 @@ a name that nobody knows yet.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import secrets
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -92,6 +93,19 @@ def foreseen(
     connection.only_one((str(ObjectRef.of(one)) for one in marked), route.annotation_key)
     host = connection.foreseen_host(marked[0], route, namespace)
     return (_alt_name(host),) if host else ()
+
+
+async def wanted(spawner: Any, documents: Mapping[str, manifests.Source]) -> tuple[str, ...]:
+    """All names of the certificate for what the spawner's template rendered.
+
+    Raises:
+        ManifestError: there are none, or there is no one connection object.
+    """
+    given = spawner.ssl_alt_names
+    given = given(spawner) if callable(given) else given
+    configured = await given if inspect.isawaitable(given) else given
+    known = foreseen(documents, spawner.route, spawner.namespace)
+    return names(known, configured, local=spawner.ssl_alt_names_include_local)
 
 
 def names(

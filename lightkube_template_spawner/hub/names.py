@@ -21,6 +21,12 @@ from lightkube_template_spawner.lifecycle.record import STATE, Record
 from lightkube_template_spawner.objects.identity import USERID, Identity
 
 
+def first(spawner: Any, instance: str) -> Identity:
+    """Whose server it is at its first start."""
+    names = username(spawner, instance), servername(spawner, instance)
+    return Identity(instance, *names, spawner.user.id)
+
+
 def username(spawner: Any, instance: str) -> str:
     """The name that this user's other servers go by; else the hub's, if nobody else has it."""
     for sibling in siblings(spawner):

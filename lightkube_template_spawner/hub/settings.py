@@ -26,9 +26,11 @@ from traitlets import (
 from traitlets.config import Configurable
 
 from lightkube_template_spawner.cluster.cluster import Cluster, shared
-from lightkube_template_spawner.lifecycle import failures
-from lightkube_template_spawner.objects.plan import RETAINED_KINDS
+from lightkube_template_spawner.lifecycle import failures, liveness
+from lightkube_template_spawner.objects.connection import Route
+from lightkube_template_spawner.objects.plan import RETAINED_KINDS, Rules
 from lightkube_template_spawner.templates import guard
+from lightkube_template_spawner.templates.renderer import Renderer, open_renderer
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _KIND = re.compile(r"(v1|[^/]+/v[^/]+)/[^/]+")
@@ -469,6 +471,32 @@ class Settings(Configurable):
             raise TraitError(f"failure_rules: {error}") from error
         return dict(proposal["value"])
 
+    # Defaults of JupyterHub's own traits that are other ones in a cluster.
+
+    @default("env_keep")
+    def _default_env_keep(self) -> list[str]:
+        return []  # the hub's own environment is not the user's
+
+    @default("ip")
+    def _default_ip(self) -> str:
+        return "0.0.0.0"  # noqa: S104 - inside the user's own pod
+
+    @default("k8s_timeout")
+    def _default_k8s_timeout(self) -> int:
+        return int(getattr(self, "start_timeout", 60))
+
+    @default("service_address")
+    def _default_service_address(self) -> str:
+        return "dns" if getattr(self, "internal_ssl", False) else "ip"
+
+    @default("ssl_alt_names")
+    def _default_ssl_alt_names(self) -> list[str]:
+        return []  # not the hub's own names: the user can read the key
+
+    @default("ssl_alt_names_include_local")
+    def _default_ssl_alt_names_include_local(self) -> bool:
+        return False
+
     @default("namespace")
     def _default_namespace(self) -> str:
         return _own_namespace() or "default"
@@ -489,6 +517,61 @@ class Settings(Configurable):
         """Where users' objects may be, as far as the settings name it without a pattern."""
         literal = [name for name in self.extra_namespaces if not set(name) & set("*?[")]
         return [self.namespace, *literal]
+
+    @property
+    def template(self) -> Path:
+        """The chart that is rendered."""
+        return Path(self.template_path) if self.template_path else default_chart()
+
+    @property
+    def start_rules(self) -> failures.Rules:
+        """What ends a start before its time is up."""
+        return failures.Rules(self.failure_rules)
+
+    @property
+    def limits(self) -> liveness.Limits:
+        """How long a server that ran may be silent."""
+        return liveness.Limits(
+            crash_loop_restarts=self.crash_loop_restarts,
+            node_lost=self.node_lost_timeout,
+            replacement=self.replacement_timeout,
+        )
+
+    def contract(self, former_pvc: str = "") -> Rules:
+        """What rendered objects may be and become; ``former_pvc`` is KubeSpawner's volume claim."""
+        return Rules(
+            namespace=self.namespace,
+            connection_key=self.connection_annotation_key,
+            lifecycle_key=self.lifecycle_annotation_key,
+            namespaces=tuple(self.extra_namespaces),
+            cluster_kinds=tuple(self.cluster_kinds),
+            retained_kinds=tuple(self.retained_kinds),
+            shared_objects=tuple(self.shared_objects),
+            select_own_pods=self.select_own_pods,
+            gitops_guard=self.gitops_guard,
+            adopt_retained=self.adopt_retained,
+            former_pvc=former_pvc,
+        )
+
+    def connection_route(self, port: int, scheme: str) -> Route:
+        """How a connection object leads to the server where its annotations do not say."""
+        return Route(
+            annotation_key=self.connection_annotation_key,
+            port=port,
+            scheme=scheme,
+            service_address=self.service_address,
+            cluster_domain=self.cluster_domain,
+        )
+
+    def open_renderer(self, kube_version: str, log: logging.Logger) -> Renderer:
+        """What renders the template; one for all who ask in this process."""
+        return open_renderer(
+            self.template,
+            kube_version=kube_version,
+            log=log,
+            timeout=self.render_timeout,
+            strict=self.strict_values,
+        )
 
     def open_cluster(self, log: logging.Logger) -> Cluster:
         """The cluster that these settings lead to; one for all who ask in this process.

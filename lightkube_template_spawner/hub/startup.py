@@ -16,7 +16,9 @@ import logging
 import os
 import shlex
 import sys
+import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC
 from typing import Any
 
 from jupyterhub import orm
@@ -90,6 +92,13 @@ def explain_wait(server: str, log: logging.Logger) -> None:
     )
 
 
+def age(entry: orm.Spawner) -> float:
+    """Seconds since a server's start began, by the database; 0 where it does not say."""
+    if entry.started is None:
+        return 0.0
+    return float(time.time() - entry.started.replace(tzinfo=UTC).timestamp())
+
+
 async def _guarded(app: Any, part: Callable[[Any], Awaitable[None]], failed: str) -> None:
     """The hub goes on without what fails here."""
     try:
@@ -108,8 +117,8 @@ async def _tidy(app: Any) -> None:
 
 async def check(app: Any) -> None:
     """Log each thing that keeps servers from starting, or that has no effect."""
-    section = app.config.get(app.spawner_class.__name__, {})
-    if section.get("check_at_hub_start", True):
+    sections = (app.config.get(cls.__name__, {}) for cls in app.spawner_class.__mro__)
+    if not any(section.get("check_at_hub_start") is False for section in sections):
         for line in await problems(app.spawner_class, app.config, app.log):
             app.log.error("%s: %s", app.spawner_class.__name__, line)
 

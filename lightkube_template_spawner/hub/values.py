@@ -15,14 +15,14 @@ from lightkube_template_spawner.errors import SpawnerError, TemplateError
 from lightkube_template_spawner.hub import kubespawner
 from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.templates import values
-from lightkube_template_spawner.templates.redaction import Mask
+from lightkube_template_spawner.templates.redaction import Redactor
 
 _SIZES = ("mem_limit", "mem_guarantee")
 
 
 async def build(
     spawner: Any, identity: Identity, *, former_pvc: str, internal_ssl: Mapping[str, Any]
-) -> tuple[dict[str, Any], Mask]:
+) -> tuple[dict[str, Any], Redactor]:
     """All values of the server that ``spawner`` starts under this identity.
 
     Raises:
@@ -62,7 +62,7 @@ async def build(
         ours=ours,
         extra=extra,
     )
-    return built, Mask(built)
+    return built, Redactor(built)
 
 
 async def _extra(spawner: Any) -> dict[str, Any]:

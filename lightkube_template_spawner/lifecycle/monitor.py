@@ -6,8 +6,10 @@ Nothing here waits for the hub's poll interval, and nothing comes in the way of 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.errors import Forbidden, ManifestError
@@ -24,12 +26,49 @@ _SOON = 2.0  # seconds until an answer that did not come is asked for again, dou
 _AGAIN = 30.0  # the same for what the API server could not tell, or would not remove
 
 
-class Vigil:
-    """Watches over one server for its spawner, a friend, which polls, buries and moves it."""
+class RunningServer(Protocol):
+    """The server as its spawner knows it, and what the spawner does with news of it."""
 
-    def __init__(self, spawner: Any) -> None:
-        self._spawner = spawner
-        self._unsubscribe: Any = None
+    @property
+    def record(self) -> Record | None:
+        """What is on record of it."""
+
+    @property
+    def limits(self) -> Limits:
+        """How long it may be silent."""
+
+    @property
+    def route(self) -> Route:
+        """How its connection object leads to it."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether it runs, and no start, stop or check is under way."""
+
+    @property
+    def log(self) -> logging.Logger:
+        """For what befalls the cluster's objects."""
+
+    def warn(self, text: str) -> None:
+        """Log this, with the server's name."""
+
+    def note(self, text: str) -> None:
+        """Log this, and keep it for the user's next start."""
+
+    async def moved(self, url: str) -> bool:
+        """Follow it to its new address; false where that is to be tried again."""
+
+    async def poll_and_notify(self) -> int | None:
+        """Ask whether it ended, and stop it if so; None while it lives."""
+
+
+class Monitor:
+    """Follows one server through the watch."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self._server = server
+        self._cluster: Cluster | None = None
+        self._unsubscribe: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._silent_since: float | None = None
@@ -38,6 +77,7 @@ class Vigil:
     def begin(self, cluster: Cluster, record: Record) -> None:
         """Follow this server from now on."""
         self.end()
+        self._cluster = cluster
         self._unsubscribe = cluster.changes.subscribe(record.identity.owner, self._notice)
         self._notice()  # what happened meanwhile
 
@@ -59,10 +99,10 @@ class Vigil:
         try:
             await liveness.watch(cluster, record)
         except Forbidden:
-            return await liveness.ask(cluster, record, limits, self._spawner.log)
+            return await liveness.ask(cluster, record, limits, self._server.log)
         seen = liveness.look(cluster, record, limits)
         if isinstance(seen, Missing):
-            seen = await liveness.confirm(cluster, seen, self._spawner.log)
+            seen = await liveness.confirm(cluster, seen, self._server.log)
         if isinstance(seen, Silent):
             return self._out_of_patience(seen)
         self._silent_since = None
@@ -72,7 +112,7 @@ class Vigil:
         now = time.monotonic()
         if self._silent_since is None:
             self._silent_since = now
-            self._spawner.log.warning("%s: %s", self._spawner._log_name, seen.reason)
+            self._server.warn(seen.reason)
         if not seen.patience or now - self._silent_since < seen.patience:
             return None
         return Ended(1, f"{seen.reason}, for {seen.patience:.0f} s")
@@ -80,38 +120,39 @@ class Vigil:
     def _notice(self) -> None:
         self._changed.set()
         if self._task is None or self._task.done():
-            record = self._followed()
-            if record is not None and self._news(record):
+            followed = self._followed()
+            if followed is not None and self._is_news(*followed):
                 self._task = asyncio.create_task(self._attend())
 
-    def _followed(self) -> Record | None:
-        record: Record | None = self._spawner._record
-        ready = record is not None and record.ready and self._unsubscribe is not None
-        return record if ready else None
+    def _followed(self) -> tuple[Cluster, Record] | None:
+        cluster, record = self._cluster, self._server.record
+        if cluster is None or record is None or not record.ready or self._unsubscribe is None:
+            return None
+        return cluster, record
 
-    def _news(self, record: Record) -> bool:
-        cluster, limits = self._spawner._cluster(), self._spawner._limits()
-        if self._silent_since is not None or liveness.look(cluster, record, limits) is not None:
+    def _is_news(self, cluster: Cluster, record: Record) -> bool:
+        seen = liveness.look(cluster, record, self._server.limits)
+        if self._silent_since is not None or seen is not None:
             return True
-        return bool(self._restarted(cluster, record) or self._moved(cluster, record))
+        return bool(self._restarted(cluster, record) or self._new_url(cluster, record))
 
     async def _attend(self) -> None:
         """Look until the server is well again, or gone."""
-        spawner, again = self._spawner, _SOON
-        while (record := self._followed()) is not None:
+        server, again = self._server, _SOON
+        while (followed := self._followed()) is not None:
+            cluster, record = followed
             self._changed.clear()
-            if spawner.pending or not spawner.ready:
+            if not server.settled:
                 await asyncio.sleep(_PENDING)
                 continue
-            cluster, limits = spawner._cluster(), spawner._limits()
-            seen = liveness.look(cluster, record, limits)
+            seen = liveness.look(cluster, record, server.limits)
             if seen is None and self._silent_since is None:
                 self._tell_restarts(cluster, record)
-                url = self._moved(cluster, record)
-                if not url or await spawner._move(url):
+                url = self._new_url(cluster, record)
+                if not url or await server.moved(url):
                     return
                 await self._wait(_AGAIN)
-            elif await spawner.poll_and_notify() is not None:
+            elif await server.poll_and_notify() is not None:
                 return
             else:
                 await self._wait(min(again, self._remaining(seen)))
@@ -131,25 +172,24 @@ class Vigil:
             return
 
     def _restarted(self, cluster: Cluster, record: Record) -> list[tuple[str, int, Ended | None]]:
-        found = []
+        restarts = []
         for live in liveness.server_pods(cluster, record):
             count, last = status.restarts(live.as_dict())
             if count > self._restarts.setdefault(live.meta.uid, count):
-                found.append((live.meta.uid, count, last))
-        return found
+                restarts.append((live.meta.uid, count, last))
+        return restarts
 
     def _tell_restarts(self, cluster: Cluster, record: Record) -> None:
         for uid, count, last in self._restarted(cluster, record):
             self._restarts[uid] = count
             reason = last.reason if last is not None else "its container ended"
-            self._spawner._note(f"was restarted in place: {reason}, restart {count}")
+            self._server.note(f"was restarted in place: {reason}, restart {count}")
 
-    def _moved(self, cluster: Cluster, record: Record) -> str:
+    def _new_url(self, cluster: Cluster, record: Record) -> str:
         """The URL of the server, if it is another one than the hub knows."""
-        route: Route = self._spawner._route()
         try:
-            url = Server(cluster, record).url(route)
+            url = Server(cluster, record).url(self._server.route)
         except ManifestError as error:
-            self._spawner.log.warning("%s: %s", self._spawner._log_name, error)
+            self._server.warn(str(error))
             return ""
         return url if url and url != record.url else ""

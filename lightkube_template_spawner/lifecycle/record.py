@@ -48,6 +48,12 @@ class Record:
         state["connection"] = self.connection and self.connection.to_state()
         return state
 
+    def for_spawner(self) -> dict[str, Any]:
+        """Our part of a spawner's state, and names as KubeSpawner has them, for its tools."""
+        theirs = {"pod_name": self.pod, "pvc_name": self.pvc}
+        names = {key: name for key, name in theirs.items() if name}
+        return {STATE: self.to_state(), "namespace": self.namespace, **names}
+
     @property
     def pods_in(self) -> str:
         """The namespace of the server's pods: a Service, too, finds them in its own only."""

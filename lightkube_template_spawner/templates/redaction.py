@@ -27,7 +27,7 @@ _SHORTEST_LINE: Final = 16
 
 
 @dataclass(frozen=True)
-class Mask:
+class Redactor:
     """Replaces, in any text, the secrets among a template's values by their names."""
 
     values: Mapping[str, Any]

@@ -30,7 +30,7 @@ from lightkube_template_spawner.templates.helm.engine import (
     release_name,
 )
 from lightkube_template_spawner.templates.helm.library import SharedWorker, library_folder
-from lightkube_template_spawner.templates.redaction import Mask
+from lightkube_template_spawner.templates.redaction import Redactor
 
 __all__ = ["Rendered", "Renderer", "check_template", "close_renderers", "open_renderer"]
 
@@ -121,7 +121,7 @@ def open_renderer(
 
 
 async def close_renderers() -> None:
-    """Close all that are open in this event loop: the hub's last act."""
+    """Close all that are open in this event loop."""
     for renderer in list(_open_here().values()):
         await renderer.aclose()
 
@@ -192,7 +192,7 @@ class _HelmRenderer:
             rendered = Rendered(documents, _parsed(documents), chart.digest)
             await _Guarded(self._probed, request, rendered, plain, tainted, trusted).check()
         except TemplateError as error:
-            raise type(error)(Mask(plain)(str(error))) from None
+            raise type(error)(Redactor(plain)(str(error))) from None
         except (ArithmeticError, RecursionError, TypeError, ValueError) as error:
             raise TemplateError(
                 f"The template {chart.source} cannot be rendered with these values: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +102,47 @@ async def test_outside_a_hub_the_class_is_just_a_class() -> None:
     startup.when_hub_has_started(LightkubeTemplateSpawner)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "lines"),
+    [
+        ({"namespace": "absent"}, ["'absent' does not exist", "Looked for orphans among"]),
+        (
+            {"mem_limit": "2GB"},
+            [
+                "LightkubeTemplateSpawner: c.LightkubeTemplateSpawner.mem_limit cannot be used",
+                "What a former hub left was not looked for: c.LightkubeTemplateSpawner.mem_limit",
+            ],
+        ),
+    ],
+)
+async def test_a_hub_that_has_started_is_looked_at_once(
+    fake: FakeApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, settings: dict[str, str], lines: list[str],
+) -> None:  # fmt: skip
+    caplog.set_level("INFO")
+    monkeypatch.setattr(startup, "_PATIENCE", 0.01)
+    async with running_hub(fake, tmp_path, tmp_path, **settings) as hub:
+        app = SimpleNamespace(
+            http_server=None, spawner_class=LightkubeTemplateSpawner, config=hub.config,
+            db=hub.db, users=hub.users, log=logging.getLogger("hub"),
+        )  # fmt: skip
+        process = SimpleNamespace(initialized=lambda: True, instance=lambda: app)
+        monkeypatch.setitem(sys.modules, "jupyterhub.app", SimpleNamespace(JupyterHub=process))
+        for _ in range(2):
+            startup.when_hub_has_started(LightkubeTemplateSpawner)
+        await asyncio.sleep(0.05)
+        assert caplog.records == []
+        app.http_server = "up"
+        async with asyncio.timeout(5):
+            while not all(line in caplog.text for line in lines):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        monkeypatch.delitem(sys.modules, "jupyterhub.app")
+        await asyncio.sleep(0.05)
+    said = [record.getMessage() for record in caplog.records]
+    assert all(sum(line in text for text in said) == 1 for line in lines)
+    assert not any(record.exc_info for record in caplog.records)
 
 
 CHART = """

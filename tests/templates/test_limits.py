@@ -17,7 +17,7 @@ from lightkube_template_spawner.templates.limits import (
     check_options,
 )
 from lightkube_template_spawner.templates.plain import plain, to_json
-from lightkube_template_spawner.templates.redaction import Mask
+from lightkube_template_spawner.templates.redaction import Redactor
 
 
 def nested(depth: int, inner: Any = "x") -> Any:
@@ -79,4 +79,4 @@ def test_a_value_that_holds_itself_is_named() -> None:
     with pytest.raises(TemplateError, match=r"^The value me\.again\..*itself"):
         plain(values)
     values["token"] = "\ud800 and more than that"
-    assert Mask(values)("a word") == "a word"
+    assert Redactor(values)("a word") == "a word"

@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from lightkube_template_spawner.templates.redaction import Mask, masked_log
+from lightkube_template_spawner.templates.redaction import Redactor, masked_log
 
 KEY = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQ\nx\n-----END PRIVATE KEY-----\n"
 VALUES = {
@@ -51,14 +51,14 @@ def as_secret(text: str) -> str:
     ],
 )
 def test_a_secret_is_replaced_by_its_name(form: type[str], secret: str, name: str) -> None:
-    assert Mask(VALUES)(f"refused: <{form(secret)}>") == f"refused: <{name}>"
+    assert Redactor(VALUES)(f"refused: <{form(secret)}>") == f"refused: <{name}>"
 
 
 def test_each_line_of_a_key_is_a_secret() -> None:
     """A parser quotes the line that it stumbles over."""
     indented = KEY.replace("\n", "\n    ")
-    assert "MIIE" not in Mask(VALUES)(f"line 2: {indented}")
-    assert Mask(VALUES)("x: 1") == "x: 1"
+    assert "MIIE" not in Redactor(VALUES)(f"line 2: {indented}")
+    assert Redactor(VALUES)("x: 1") == "x: 1"
 
 
 @pytest.mark.parametrize(
@@ -70,16 +70,16 @@ def test_each_line_of_a_key_is_a_secret() -> None:
     ],
 )
 def test_what_errors_are_about_stays(message: str) -> None:
-    assert Mask(VALUES)(message) == message
+    assert Redactor(VALUES)(message) == message
 
 
 def test_no_values() -> None:
-    assert Mask({})("a message") == "a message"
-    assert Mask({"env": None, "internal_ssl": {}})("a message") == "a message"
+    assert Redactor({})("a message") == "a message"
+    assert Redactor({"env": None, "internal_ssl": {}})("a message") == "a message"
 
 
 def test_a_log_without_secrets(caplog: pytest.LogCaptureFixture) -> None:
-    log = masked_log(logging.getLogger("hub"), Mask(VALUES))
+    log = masked_log(logging.getLogger("hub"), Redactor(VALUES))
     with caplog.at_level(logging.INFO, logger="hub"):
         log.warning("%s is kept: %s", "Job/x", {"value": "hunter2"})
         log.debug("not %s", "shown")
