@@ -56,6 +56,7 @@ from lightkube_template_spawner.lifecycle.launcher import Launcher
 from lightkube_template_spawner.lifecycle.monitor import Vigil
 from lightkube_template_spawner.lifecycle.record import STATE, Record, merged
 from lightkube_template_spawner.lifecycle.removal import Removal
+from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import Identity, Policy
 from lightkube_template_spawner.objects.plan import Rules
@@ -220,7 +221,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         if record is None or not record.live:
             return
         grace = _NOW if now else self.delete_grace_period
-        wait = grace if grace is not None else liveness.longest_grace(self._cluster(), record)
+        wait = grace if grace is not None else Server(self._cluster(), record).longest_grace()
         try:
             await self._remove(record, self.stop_timeout + wait, grace=grace)
         except SpawnerError as error:  # which the hub drops unseen

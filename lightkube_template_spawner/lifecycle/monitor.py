@@ -56,8 +56,8 @@ class Vigil:
         Raises:
             ClusterError: the stores could not be filled.
         """
-        await liveness.watch(cluster, record)
-        seen = liveness.look(cluster, record, limits)
+        await liveness.watch(Server(cluster, record))
+        seen = liveness.look(Server(cluster, record), limits)
         if isinstance(seen, Missing):
             seen = await liveness.confirm(cluster, seen, self._spawner.log)
         if isinstance(seen, Silent):
@@ -88,7 +88,10 @@ class Vigil:
 
     def _news(self, record: Record) -> bool:
         cluster, limits = self._spawner._cluster(), self._spawner._limits()
-        if self._silent_since is not None or liveness.look(cluster, record, limits) is not None:
+        if (
+            self._silent_since is not None
+            or liveness.look(Server(cluster, record), limits) is not None
+        ):
             return True
         return bool(self._restarted(cluster, record) or self._moved(cluster, record))
 
@@ -101,7 +104,7 @@ class Vigil:
                 await asyncio.sleep(_PENDING)
                 continue
             cluster, limits = spawner._cluster(), spawner._limits()
-            seen = liveness.look(cluster, record, limits)
+            seen = liveness.look(Server(cluster, record), limits)
             if seen is None and self._silent_since is None:
                 self._tell_restarts(cluster, record)
                 url = self._moved(cluster, record)
@@ -129,7 +132,7 @@ class Vigil:
 
     def _restarted(self, cluster: Cluster, record: Record) -> list[tuple[str, int, Ended | None]]:
         found = []
-        for live in liveness.server_pods(cluster, record):
+        for live in Server(cluster, record).main_pods():
             count, last = status.restarts(live.as_dict())
             if count > self._restarts.setdefault(live.meta.uid, count):
                 found.append((live.meta.uid, count, last))

@@ -31,6 +31,7 @@ from lightkube_template_spawner.lifecycle import failures, liveness
 from lightkube_template_spawner.lifecycle.launcher import Launcher
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.removal import Removal
+from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import DIGEST, OWNER, Identity, Policy
 from lightkube_template_spawner.objects.plan import Rules
@@ -791,7 +792,7 @@ async def test_adopting_a_running_server(world: World, fake: FakeApiServer) -> N
     lost = replace(record, url="", ready=False)
     assert await launcher.adopt(lost, timeout=1) == record
     await world.stop(record)
-    with pytest.raises(StartFailed, match="Service/hub/s does not exist"):
+    with pytest.raises(StartFailed, match="Service/hub/s: it was deleted"):
         await launcher.adopt(lost, timeout=1)
 
 
@@ -964,11 +965,11 @@ async def test_the_servers_pod_is_where_its_service_is(world: World, fake: FakeA
     files["pod"]["spec"]["volumes"] = []
     record = await world.launch(files, rules=replace(RULES, namespaces=("other",)))
     assert record.pods_in == "other"
-    limits = liveness.Limits()
-    assert liveness.look(world.cluster, record, limits) is None
+    server, limits = Server(world.cluster, record), liveness.Limits()
+    assert liveness.look(server, limits) is None
     fake.remove("Pod", "other", "s")
-    await until(lambda: liveness.look(world.cluster, record, limits))
-    missing = liveness.look(world.cluster, record, limits)
+    await until(lambda: liveness.look(server, limits))
+    missing = liveness.look(server, limits)
     assert isinstance(missing, liveness.Missing)
     assert await liveness.confirm(world.cluster, missing, log) == Ended(
         1, "Pod/other/s was deleted"

@@ -13,6 +13,7 @@ from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.lifecycle import liveness
 from lightkube_template_spawner.lifecycle.liveness import Limits, Missing, Silent
 from lightkube_template_spawner.lifecycle.record import Record
+from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.identity import OWNER
 from lightkube_template_spawner.objects.ref import SERVICE, KindRef, ObjectRef
 from lightkube_template_spawner.objects.status import Ended
@@ -51,14 +52,14 @@ async def served(fake: FakeApiServer, cluster: Cluster, kind: str, *others: Obj)
     record = Record(
         ME, "hub", connection=ObjectRef(KindRef("v1", kind), "hub", "s", uid), live=True
     )
-    await liveness.watch(cluster, record)
+    await liveness.watch(Server(cluster, record))
     await asyncio.sleep(0.02)  # the fake's controllers, and their events
     return record
 
 
 async def look(cluster: Cluster, record: Record) -> Any:
     await asyncio.sleep(0.02)
-    return liveness.look(cluster, record, LIMITS)
+    return liveness.look(Server(cluster, record), LIMITS)
 
 
 # -- a pod of the template's own ------------------------------------------------------------------
@@ -180,7 +181,7 @@ async def test_other_pods_of_the_server_do_not_count(fake: FakeApiServer, cluste
     database = pod("db")
     database["metadata"]["labels"]["app"] = "db"
     record = await served(fake, cluster, "Service", pod("s-1"), database)
-    assert [live.meta.name for live in liveness.server_pods(cluster, record)] == ["s-1"]
+    assert [live.meta.name for live in Server(cluster, record).main_pods()] == ["s-1"]
     fake.remove("Pod", "hub", "s-1")
     assert isinstance(await look(cluster, record), Silent)
 

@@ -109,8 +109,9 @@ async def test_what_an_earlier_version_started_stays_where_it_is(
 ) -> None:
     record = recorded(case)
     put(fake, record, **parts)
-    await liveness.watch(cluster, record)
-    assert Server(cluster, record).url(Route()) == record.url
+    server = Server(cluster, record)
+    await liveness.watch(server)
+    assert server.url(Route()) == record.url
 
 
 async def test_an_address_that_nobody_recorded_is_refused(
