@@ -58,7 +58,7 @@ from lightkube_template_spawner.lifecycle.record import STATE, Record, merged
 from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.connection import Route
-from lightkube_template_spawner.objects.identity import Identity, Policy
+from lightkube_template_spawner.objects.identity import Identity, Policy, Selection
 from lightkube_template_spawner.objects.plan import Rules
 from lightkube_template_spawner.objects.status import Ended
 from lightkube_template_spawner.templates import renderer, values
@@ -497,19 +497,16 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         identity = self.identity
         records = [*names.siblings(self), *([self._record] if self._record else [])]
         recorded = [name for record in records for name in record.namespaces]
-        selector = identity.user_selector()
-        ours = identity.owns
+        selection: Selection[Meta] = identity.user_selection()
         if self.name:
             policies = [Policy.STOPPED, Policy.SERVER_DELETED]
-            selector = identity.selector(self.lifecycle_annotation_key, policies)
-            ours = identity.owns_as_server
+            selection = identity.selection(self.lifecycle_annotation_key, policies)
 
         def is_ours(meta: Meta) -> bool:
-            return ours(meta.labels) and not names.is_anothers(self, meta)
+            return not names.is_anothers(self, meta)
 
         await self._removal().purge(
-            selector,
-            is_ours,
+            selection.where(is_ours),
             owner=identity.owner,
             namespaces=dict.fromkeys([*self.named_namespaces, *recorded]),
             known=merged(*(places for r in records for places in (r.kinds, r.retained))),

@@ -20,7 +20,13 @@ from lightkube_template_spawner.concurrency import each
 from lightkube_template_spawner.errors import ClusterError, Forbidden, HubError, RemovalIncomplete
 from lightkube_template_spawner.lifecycle.orphans import Known
 from lightkube_template_spawner.lifecycle.removal import Place, Removal
-from lightkube_template_spawner.objects.identity import OWNER, SERVERNAME, USERNAME, Policy
+from lightkube_template_spawner.objects.identity import (
+    OWNER,
+    SERVERNAME,
+    USERNAME,
+    Policy,
+    Selection,
+)
 from lightkube_template_spawner.objects.ref import ObjectRef
 
 _LIST = frozenset({"list"})
@@ -159,7 +165,8 @@ class Sweep:
 
             removal = Removal(self._cluster, self._log)
             try:
-                await removal.remove_listed(places, known.selector, ours, timeout=timeout)
+                selection = Selection(known.selector, ours)
+                await removal.remove_listed(places, selection, timeout=timeout)
             except (ClusterError, RemovalIncomplete) as error:
                 return str(error)
             return ""

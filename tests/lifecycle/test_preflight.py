@@ -85,8 +85,7 @@ async def launch(world: World, identity: Identity = ME) -> Record:
 
 async def purge(world: World, identity: Identity, record: Record) -> None:
     await Removal(world.cluster, log).purge(
-        identity.user_selector(),
-        lambda meta: identity.owns(meta.labels),
+        identity.user_selection(),
         owner=identity.owner,
         namespaces=["hub", *record.namespaces],
         known=record.retained,
