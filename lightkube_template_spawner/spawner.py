@@ -59,7 +59,7 @@ from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import Identity, Policy, Selection
-from lightkube_template_spawner.objects.plan import Rules
+from lightkube_template_spawner.objects.plan import Contract
 from lightkube_template_spawner.objects.status import Ended
 from lightkube_template_spawner.templates import renderer, values
 from lightkube_template_spawner.templates.redaction import Mask, masked_log
@@ -378,7 +378,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         return self.open_cluster(self.log)
 
     async def _launcher(self) -> Launcher:
-        rules = Rules(
+        rules = Contract(
             namespace=self.namespace,
             connection_key=self.connection_annotation_key,
             lifecycle_key=self.lifecycle_annotation_key,
@@ -392,7 +392,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             former_pvc=self._former_pvc,
         )
         log = masked_log(self.log, self._masked)
-        limits = failures.Rules(self.failure_rules)
+        limits = failures.FailureRules(self.failure_rules)
         return Launcher(
             self._cluster(),
             self.identity,
@@ -619,7 +619,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
 
     def _explained(self, error: SpawnerError) -> Exception:
         """The hub's exception for one of ours: shown to the user, not counted as a hub fault."""
-        reason = huberrors.reason(error, failures.Rules(self.failure_rules))
+        reason = huberrors.reason(error, failures.FailureRules(self.failure_rules))
         message = self._masked(str(error))
         self.log.error("Starting %s failed (%s): %s", self._log_name, reason, message)
         silent = isinstance(error, Unavailable) or reason == StartTimeout.SILENT

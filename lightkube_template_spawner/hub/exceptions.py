@@ -15,7 +15,7 @@ from lightkube_template_spawner.errors import (
     StartFailed,
     StartTimeout,
 )
-from lightkube_template_spawner.lifecycle.failures import Rules
+from lightkube_template_spawner.lifecycle.failures import FailureRules
 
 _REASONS: Mapping[type[SpawnerError], str] = {
     ConfigurationError: "template",
@@ -23,7 +23,7 @@ _REASONS: Mapping[type[SpawnerError], str] = {
 }
 
 
-def reason(error: SpawnerError, rules: Rules) -> str:
+def reason(error: SpawnerError, rules: FailureRules) -> str:
     """A word for it: a label of the hub's metrics."""
     if isinstance(error, StartFailed | StartTimeout):
         return error.reason

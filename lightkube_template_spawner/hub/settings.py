@@ -402,7 +402,7 @@ class Settings(Configurable):
     @validate("failure_rules")
     def _valid_failure_rules(self, proposal: Any) -> dict[str, Any]:
         try:
-            failures.Rules(proposal["value"])
+            failures.FailureRules(proposal["value"])
         except ValueError as error:
             raise TraitError(f"failure_rules: {error}") from error
         return dict(proposal["value"])

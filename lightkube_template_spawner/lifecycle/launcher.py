@@ -28,7 +28,7 @@ from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects import plan as manifests
 from lightkube_template_spawner.objects.connection import Address, Route
 from lightkube_template_spawner.objects.identity import KINDS, USERID, WAIT, Identity, Policy
-from lightkube_template_spawner.objects.plan import Plan, Planned, Rules
+from lightkube_template_spawner.objects.plan import Contract, Plan, Planned
 from lightkube_template_spawner.objects.ref import CLAIM, POD, ObjectRef
 from lightkube_template_spawner.objects.status import State
 
@@ -41,11 +41,11 @@ class Launcher:
 
     cluster: Cluster
     identity: Identity
-    rules: Rules
+    contract: Contract
     route: Route
     log: logging.Logger
     tell: Tell
-    limits: failures.Rules = field(default_factory=failures.Rules)
+    limits: failures.FailureRules = field(default_factory=failures.FailureRules)
     force_lost: bool = False  # delete what a lost node keeps, as `Removal` does
     another: Callable[[Meta], bool] = lambda _: False  # was it made for another user of this hub?
 
@@ -68,11 +68,11 @@ class Launcher:
             NotOurs: an object belongs to somebody else; it was not written.
             StartFailed, StartTimeout, ClusterError: what happened, with the object's name.
         """
-        waiting = self._waiting(Record(self.identity, self.rules.namespace))
+        waiting = self._waiting(Record(self.identity, self.contract.namespace))
         try:
             with within(timeout, self.limits.retried_for):
                 plan, kinds = await self._plan(documents)
-                home = plan.connection.namespace or self.rules.namespace
+                home = plan.connection.namespace or self.contract.namespace
                 access = Access(self.cluster, plan, kinds, home, self.log)
                 await access.open()
                 self._check_name()
@@ -108,7 +108,7 @@ class Launcher:
         plan = manifests.prepare(
             parsed,
             self.identity,
-            self.rules,
+            self.contract,
             namespaced=lambda kind: kinds[kind].namespaced,
             nonce=secrets.token_hex(16),
         )
@@ -141,7 +141,7 @@ class Launcher:
             live
             for live in self.cluster.objects_of(self.identity.owner)
             if self.identity.owns_as_server(live.meta.labels)
-            and live.meta.labels.get(self.rules.lifecycle_key) == Policy.STOPPED
+            and live.meta.labels.get(self.contract.lifecycle_key) == Policy.STOPPED
             and not live.meta.controlled
         ]
 
@@ -160,23 +160,23 @@ class Launcher:
                 places.setdefault(kind, set()).add(live.meta.namespace)
         record = Record(
             self.identity,
-            self.rules.namespace,
+            self.contract.namespace,
             kinds={kind: tuple(names) for kind, names in places.items()},
             connection=before.connection if before else None,
         )
         removal = Removal(self.cluster, self.log, force_lost=self.force_lost)
-        await removal.stop(record, self.rules.lifecycle_key, timeout=timeout)
+        await removal.stop(record, self.contract.lifecycle_key, timeout=timeout)
 
     def _record(self, plan: Plan, before: Record | None) -> Record:
         item = plan.connection
         claims = (o.name for o in plan.objects if o.kind == CLAIM)
         return Record(
             self.identity,
-            self.rules.namespace,
+            self.contract.namespace,
             kinds=plan.places({Policy.STOPPED}),
             retained=merged(plan.places(_RETAINED), before.retained if before else {}),
             connection=item.ref,
-            address=Address.written(item.manifest, self.rules.connection_key),
+            address=Address.written(item.manifest, self.contract.connection_key),
             pod=_server_pod(plan),
             pvc=next(claims, ""),
             live=True,
@@ -184,7 +184,7 @@ class Launcher:
 
     async def _apply(self, plan: Plan, waiting: Waiting, access: Access) -> ObjectRef:
         """Write all objects, rank by rank; the live connection object."""
-        applying = Applying(self.cluster, self.identity, self.rules, access.kinds, self.log)
+        applying = Applying(self.cluster, self.identity, self.contract, access.kinds, self.log)
         done = 0
         uid = ""
         for rank, items in groupby(plan.objects, key=lambda item: item.rank):

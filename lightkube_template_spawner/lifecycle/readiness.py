@@ -15,7 +15,7 @@ from lightkube_template_spawner.cluster.events import Event
 from lightkube_template_spawner.cluster.reflector import Live
 from lightkube_template_spawner.errors import ClusterError, StartFailed, StartTimeout
 from lightkube_template_spawner.lifecycle import failures
-from lightkube_template_spawner.lifecycle.failures import Course, Rules, Symptom, Trouble
+from lightkube_template_spawner.lifecycle.failures import Course, FailureRules, Symptom, Trouble
 from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects import references, status
 from lightkube_template_spawner.objects.ref import POD
@@ -41,7 +41,9 @@ class Waiting:
     ``uids`` are those of the objects that were applied; pods join them as they come.
     """
 
-    def __init__(self, server: Server, rules: Rules, tell: Tell, log: logging.Logger) -> None:
+    def __init__(
+        self, server: Server, rules: FailureRules, tell: Tell, log: logging.Logger
+    ) -> None:
         self.what = "the API server"
         self.uids: set[str] = set()
         self.server = server

@@ -34,7 +34,7 @@ from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import DIGEST, OWNER, Identity, Policy
-from lightkube_template_spawner.objects.plan import Rules
+from lightkube_template_spawner.objects.plan import Contract
 from lightkube_template_spawner.objects.status import Ended
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, Seen, text
@@ -43,7 +43,7 @@ from tests.support.objects import LIFECYCLE, ME, YOU, manifest
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick")]
 
 log = logging.getLogger("test")
-RULES = Rules("hub")
+RULES = Contract("hub")
 ROUTE = Route()
 CONNECTION = {"kubetemplatespawner/connection": "true"}
 
@@ -90,8 +90,8 @@ class World:
         identity: Identity = ME,
         *,
         before: Record | None = None,
-        rules: Rules = RULES,
-        limits: failures.Rules | None = None,
+        rules: Contract = RULES,
+        limits: failures.FailureRules | None = None,
         timeout: float = 5,
     ) -> Record:
         files = chart() if objects is None else objects
@@ -102,7 +102,7 @@ class World:
             ROUTE,
             log,
             lambda text, _: self.told.append(text),
-            limits or failures.Rules(),
+            limits or failures.FailureRules(),
         )
         running = asyncio.create_task(self._run_pods())
         try:
@@ -849,7 +849,7 @@ async def test_a_webhook_that_is_down_ends_the_start_in_its_rules_time(
     body = f'{{"message": "{message}", "reason": "InternalError", "code": 500}}'
     fault = text(500, body, "application/json")
     fake.faults.append(replace(fault, method="PATCH", path="pods/s", times=9999))
-    limits = failures.Rules({"webhook-down": {"grace": 0.05}})
+    limits = failures.FailureRules({"webhook-down": {"grace": 0.05}})
     with pytest.raises(Unavailable, match=r"Pod/hub/s \(pod.yaml\) was refused: .*webhook"):
         await world.launch(timeout=60, limits=limits)
 
@@ -872,7 +872,7 @@ async def test_the_rules_hold_for_a_server_that_is_adopted(
     assert item is not None
     fake.put({**item, "status": {"conditions": [failing]}})
     new = Cluster(connect(tmp_path, transport=fake), ME.instance, log)
-    limits = failures.Rules({"quota": {"grace": 0.05}})
+    limits = failures.FailureRules({"quota": {"grace": 0.05}})
     launcher = Launcher(new, ME, RULES, ROUTE, log, lambda text, _: None, limits)
     with pytest.raises(StartFailed, match=r"Deployment/hub/s: FailedCreate: .*exceeded quota: q"):
         await launcher.adopt(world.saved[-1], timeout=30)

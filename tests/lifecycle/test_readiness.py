@@ -76,7 +76,7 @@ class Start:
         """With these rules, by name, and no other that could end it within a test."""
         rows: dict[str, object] = {name: {"grace": LATER} for name in failures.DEFAULTS}
         rows |= {name.replace("_", "-"): {"grace": grace} for name, grace in graces.items()}
-        rules = failures.Rules(rows)
+        rules = failures.FailureRules(rows)
         return Waiting(
             Server(self.cluster, RECORD), rules, lambda text, _: self.told.append(text), log
         )
