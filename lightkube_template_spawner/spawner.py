@@ -39,11 +39,11 @@ from lightkube_template_spawner.hub import values as template_values
 from lightkube_template_spawner.hub.internal_ssl import Certificate
 from lightkube_template_spawner.hub.progress import ProgressLog
 from lightkube_template_spawner.hub.settings import Settings
-from lightkube_template_spawner.lifecycle import liveness
 from lightkube_template_spawner.lifecycle.launcher import Launcher
 from lightkube_template_spawner.lifecycle.monitor import Monitor
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.removal import Removal
+from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.objects.status import Ended
@@ -182,7 +182,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         if record is None or not record.live:
             return
         grace = _NOW if now else self.delete_grace_period
-        wait = grace if grace is not None else liveness.longest_grace(self._cluster(), record)
+        wait = grace if grace is not None else Server(self._cluster(), record).longest_grace()
         try:
             await self._remove(record, self.stop_timeout + wait, grace=grace)
         except SpawnerError as error:  # which the hub drops unseen

@@ -32,6 +32,7 @@ from lightkube_template_spawner.cluster.cluster import shared
 from lightkube_template_spawner.errors import RemovalIncomplete
 from lightkube_template_spawner.hub import startup
 from lightkube_template_spawner.lifecycle import liveness, monitor
+from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from lightkube_template_spawner.templates import renderer as renderers
@@ -169,7 +170,7 @@ def die(fake: FakeApiServer, code: int = 137) -> None:
 async def seen_dead(hub: FakeHub, spawner: LightkubeTemplateSpawner) -> None:
     record = spawner._record
     assert record is not None
-    await until(lambda: liveness.look(hub.cluster, record, liveness.Limits()))
+    await until(lambda: liveness.look(Server(hub.cluster, record), liveness.Limits()))
 
 
 # -- a life ---------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from lightkube_template_spawner.errors import Conflict, Invalid, NotOurs, Spawne
 from lightkube_template_spawner.lifecycle.apply import Applying
 from lightkube_template_spawner.objects import plan as manifests
 from lightkube_template_spawner.objects.identity import MANAGED_BY, OWNER, PREFIX, Identity, Policy
-from lightkube_template_spawner.objects.plan import Plan, Planned, Rules
+from lightkube_template_spawner.objects.plan import Contract, Plan, Planned
 from lightkube_template_spawner.templates import renderer, values
 
 pytestmark = pytest.mark.timeout(7200)
@@ -99,7 +99,7 @@ class Run:
 
     def __init__(self, cluster: Cluster, space: str, folder: Path) -> None:
         self.cluster, self.space = cluster, space
-        self.rules = Rules(space)
+        self.rules = Contract(space)
         self.seen: Counter[str] = Counter()
         self.charts = {"the default chart": str(DEFAULT_CHART)}
         for number, (way, text) in enumerate(CARELESS.items()):

@@ -32,7 +32,7 @@ from lightkube_template_spawner.errors import (
     Unavailable,
 )
 from lightkube_template_spawner.objects import ownership
-from lightkube_template_spawner.objects.identity import DIGEST, Identity
+from lightkube_template_spawner.objects.identity import DIGEST, Identity, Selection
 from lightkube_template_spawner.objects.plan import Planned
 
 T = TypeVar("T")
@@ -119,23 +119,20 @@ class Cluster(Stores):
         self,
         kind: Kind,
         namespace: str,
-        selector: str,
-        ours: Callable[[Meta], bool],
+        selection: Selection[Meta],
         *,
         grace: int | None = None,
     ) -> list[Meta]:
-        """Delete what ``selector`` finds; one request, or one an object where that is refused.
+        """Delete what is selected; one request, or one an object where that is refused.
 
         Returns the objects that were there. One that refuses to go does not keep the others.
 
         Raises:
             ClusterError: some could not be deleted; the message names each.
-            ValueError: the selector is empty.
         """
-        _refuse_empty(selector)
         if "deletecollection" in kind.verbs and kind not in self._one_by_one:
             try:
-                return await self._delete_collection(kind, namespace, selector, grace)
+                return await self._delete_collection(kind, namespace, selection.selector, grace)
             except NotFound:
                 return []
             except Unavailable:
@@ -144,24 +141,19 @@ class Cluster(Stores):
                 self._log.info("Deleting %s one by one: %s", kind, error)
                 if isinstance(error, Forbidden):
                     self._one_by_one.add(kind)
-        return await self.delete_listed(kind, namespace, selector, ours, grace=grace)
+        return await self.delete_listed(kind, namespace, selection, grace=grace)
 
     async def delete_listed(
         self,
         kind: Kind,
         namespace: str | None,
-        selector: str,
-        ours: Callable[[Meta], bool],
+        selection: Selection[Meta],
         *,
         grace: int | None = None,
     ) -> list[Meta]:
-        """List, check each object's labels here, then delete by UID.
-
-        For kinds that we only discovered: an aggregated API that ignores selectors must not cost a
-        cluster.
-        """
-        _refuse_empty(selector)
-        found = [meta for meta in await self.list_metadata(kind, namespace, selector) if ours(meta)]
+        """List, check each object here, then delete by UID; for kinds that we only discovered."""
+        metas = await self.list_metadata(kind, namespace, selection.selector)
+        found = [meta for meta in metas if selection.matches(meta)]
 
         async def delete(meta: Meta) -> ClusterError | None:
             try:
@@ -240,11 +232,6 @@ class Cluster(Stores):
 
     async def _retry(self, operation: Callable[[], Awaitable[T]]) -> T:
         return await retried(operation, self._log, self.timing)
-
-
-def _refuse_empty(selector: str) -> None:
-    if not selector:
-        raise ValueError("an empty selector would delete everything")
 
 
 def _with_metadata(manifest: dict[str, Any], **fields: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lightkube_template_spawner.errors import ClusterError, RemovalIncomplete, S
 from lightkube_template_spawner.hub import names
 from lightkube_template_spawner.lifecycle.record import merged
 from lightkube_template_spawner.lifecycle.removal import Removal
-from lightkube_template_spawner.objects.identity import Policy
+from lightkube_template_spawner.objects.identity import Policy, Selection
 
 # The hub removes a user's servers one after another, and the user after the last.
 _PAUSE = 1.0
@@ -80,19 +80,16 @@ async def _purge(spawner: Any, removal: Removal) -> None:
     identity, own = spawner.identity, spawner.record
     records = [*names.siblings(spawner), *([own] if own else [])]
     recorded = [name for record in records for name in record.namespaces]
-    selector = identity.user_selector()
-    ours = identity.owns
+    selection: Selection[Meta] = identity.user_selection()
     if spawner.name:
         policies = [Policy.STOPPED, Policy.SERVER_DELETED]
-        selector = identity.selector(spawner.lifecycle_annotation_key, policies)
-        ours = identity.owns_as_server
+        selection = identity.selection(spawner.lifecycle_annotation_key, policies)
 
-    def is_ours(meta: Meta) -> bool:
-        return ours(meta.labels) and not names.is_anothers(spawner, meta)
+    def is_theirs(meta: Meta) -> bool:
+        return not names.is_anothers(spawner, meta)
 
     await removal.purge(
-        selector,
-        is_ours,
+        selection.where(is_theirs),
         owner=identity.owner,
         namespaces=dict.fromkeys([*spawner.named_namespaces, *recorded]),
         known=merged(*(places for r in records for places in (r.kinds, r.retained))),

@@ -23,7 +23,7 @@ from lightkube_template_spawner.errors import (
     StartTimeout,
     Unavailable,
 )
-from lightkube_template_spawner.lifecycle.failures import Rules
+from lightkube_template_spawner.lifecycle.failures import FailureRules
 
 _NO_NAMESPACE = re.compile(r'namespaces "([^"]+)" not found')
 _REASONS: Mapping[type[SpawnerError], str] = {
@@ -33,7 +33,7 @@ _REASONS: Mapping[type[SpawnerError], str] = {
 }
 
 
-def reason(error: SpawnerError, rules: Rules) -> str:
+def reason(error: SpawnerError, rules: FailureRules) -> str:
     """A word for it: a label of the hub's metrics."""
     if isinstance(error, StartFailed | StartTimeout):
         return error.reason
@@ -85,7 +85,7 @@ def in_time(patience: float) -> Iterator[None]:
 
 @contextmanager
 def explaining(
-    rules: Rules, mask: Callable[[str], str], log: logging.Logger, server: str
+    rules: FailureRules, mask: Callable[[str], str], log: logging.Logger, server: str
 ) -> Iterator[None]:
     """Raise the hub's exception for one of ours, in words that ``mask`` leaves; log them."""
     try:

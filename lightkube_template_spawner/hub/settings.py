@@ -28,7 +28,7 @@ from traitlets.config import Configurable
 from lightkube_template_spawner.cluster.cluster import Cluster, shared
 from lightkube_template_spawner.lifecycle import failures, liveness
 from lightkube_template_spawner.objects.connection import Route
-from lightkube_template_spawner.objects.plan import RETAINED_KINDS, Rules
+from lightkube_template_spawner.objects.plan import RETAINED_KINDS, Contract
 from lightkube_template_spawner.templates import guard
 from lightkube_template_spawner.templates.renderer import Renderer, open_renderer
 
@@ -466,7 +466,7 @@ class Settings(Configurable):
     @validate("failure_rules")
     def _valid_failure_rules(self, proposal: Any) -> dict[str, Any]:
         try:
-            failures.Rules(proposal["value"])
+            failures.FailureRules(proposal["value"])
         except ValueError as error:
             raise TraitError(f"failure_rules: {error}") from error
         return dict(proposal["value"])
@@ -524,9 +524,9 @@ class Settings(Configurable):
         return Path(self.template_path) if self.template_path else default_chart()
 
     @property
-    def start_rules(self) -> failures.Rules:
+    def start_rules(self) -> failures.FailureRules:
         """What ends a start before its time is up."""
-        return failures.Rules(self.failure_rules)
+        return failures.FailureRules(self.failure_rules)
 
     @property
     def limits(self) -> liveness.Limits:
@@ -537,9 +537,9 @@ class Settings(Configurable):
             replacement=self.replacement_timeout,
         )
 
-    def contract(self, former_pvc: str = "") -> Rules:
+    def contract(self, former_pvc: str = "") -> Contract:
         """What rendered objects may be and become; ``former_pvc`` is KubeSpawner's volume claim."""
-        return Rules(
+        return Contract(
             namespace=self.namespace,
             connection_key=self.connection_annotation_key,
             lifecycle_key=self.lifecycle_annotation_key,

@@ -30,7 +30,7 @@ from lightkube_template_spawner.objects import ownership
 from lightkube_template_spawner.objects import unknown_fields as schema
 from lightkube_template_spawner.objects.identity import DIGEST, SERVERNAME, Identity, Policy
 from lightkube_template_spawner.objects.ownership import Relation
-from lightkube_template_spawner.objects.plan import Planned, Rules
+from lightkube_template_spawner.objects.plan import Contract, Planned
 from lightkube_template_spawner.objects.ref import CLAIM
 
 T = TypeVar("T")
@@ -49,13 +49,13 @@ class Applying:
         self,
         cluster: Cluster,
         identity: Identity,
-        rules: Rules,
+        contract: Contract,
         kinds: Mapping[tuple[str, str], Kind],
         log: logging.Logger,
     ) -> None:
         self._cluster = cluster
         self._identity = identity
-        self._rules = rules
+        self._contract = contract
         self._kinds = kinds
         self._log = log
 
@@ -104,17 +104,20 @@ class Applying:
         if ownership.relation(metadata, self._identity) is not Relation.OURS:
             raise _foreign(item, metadata)
         self._refuse_other_servers(item, metadata)
-        if labels.get(self._rules.lifecycle_key) != Policy.STOPPED:
+        if labels.get(self._contract.lifecycle_key) != Policy.STOPPED:
             raise NotOurs(
                 f"{item.reference} ({item.source}) was made to outlive its server (lifecycle "
-                f"{labels.get(self._rules.lifecycle_key)}) and is now rendered as "
+                f"{labels.get(self._contract.lifecycle_key)}) and is now rendered as "
                 f"{Policy.STOPPED}: delete it by hand, or keep its lifecycle"
             )
         found = Record(
-            self._identity, self._rules.namespace, kinds={str(kind): (item.namespace,)}, live=True
+            self._identity,
+            self._contract.namespace,
+            kinds={str(kind): (item.namespace,)},
+            live=True,
         )
         removal = Removal(self._cluster, self._log)
-        await removal.stop(found, self._rules.lifecycle_key, timeout=_CLEARING)
+        await removal.stop(found, self._contract.lifecycle_key, timeout=_CLEARING)
 
     def _refuse_other_servers(self, item: Planned, metadata: Mapping[str, Any]) -> None:
         server = (metadata.get("labels") or {}).get(SERVERNAME)
@@ -147,14 +150,14 @@ class Applying:
         """Use the object that is there; None when it is gone."""
         metadata = live["metadata"]
         claim = item.kind == CLAIM
-        remembered = claim and item.name == self._rules.former_pvc
+        remembered = claim and item.name == self._contract.former_pvc
         related = ownership.relation(metadata, self._identity, remembered=remembered)
         if related is Relation.FOREIGN:
             raise _foreign(item, metadata)
         if metadata.get("deletionTimestamp"):
             await self._until_gone(kind, metadata)
             return None
-        if related is Relation.FORMER and self._rules.adopt_retained:
+        if related is Relation.FORMER and self._contract.adopt_retained:
             return await self._adopt(kind, item, metadata["uid"])
         if related is Relation.FORMER:
             self._log.warning(
@@ -163,7 +166,7 @@ class Applying:
                 item.reference,
             )
             return live
-        if (metadata.get("labels") or {}).get(self._rules.lifecycle_key) != Policy.USER_DELETED:
+        if (metadata.get("labels") or {}).get(self._contract.lifecycle_key) != Policy.USER_DELETED:
             self._refuse_other_servers(item, metadata)
         if (metadata.get("annotations") or {}).get(DIGEST) == item.digest:
             return live

@@ -150,7 +150,7 @@ class Trouble:
         return math.inf if self.rule.grace is None else self.since + self.rule.grace
 
 
-class Rules:
+class FailureRules:
     """The table, with the administrator's changes in it."""
 
     def __init__(self, changes: object = None) -> None:
@@ -179,7 +179,7 @@ class Rules:
 class Course:
     """Since when each trouble of one start lasts; one that goes away starts afresh."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: FailureRules) -> None:
         self._rules = rules
         self._since: dict[tuple[str, str], float] = {}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -27,12 +27,11 @@ from lightkube_template_spawner.lifecycle.record import Record, merged
 from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects import plan as manifests
-from lightkube_template_spawner.objects import status
 from lightkube_template_spawner.objects.connection import Address, Route
 from lightkube_template_spawner.objects.identity import KINDS, USERID, WAIT, Identity, Policy
-from lightkube_template_spawner.objects.plan import Plan, Planned, Rules
-from lightkube_template_spawner.objects.ref import CLAIM, POD, SERVICE
-from lightkube_template_spawner.objects.status import State, Status
+from lightkube_template_spawner.objects.plan import Contract, Plan, Planned
+from lightkube_template_spawner.objects.ref import CLAIM, POD, ObjectRef
+from lightkube_template_spawner.objects.status import State
 
 _RETAINED = (Policy.SERVER_DELETED, Policy.USER_DELETED)
 
@@ -43,11 +42,11 @@ class Launcher:
 
     cluster: Cluster
     identity: Identity
-    rules: Rules
+    contract: Contract
     route: Route
     log: logging.Logger
     tell: Tell
-    limits: failures.Rules = field(default_factory=failures.Rules)
+    limits: failures.FailureRules = field(default_factory=failures.FailureRules)
     force_lost: bool = False  # delete what a lost node keeps, as `Removal` does
     another: Callable[[Meta], bool] = lambda _: False  # was it made for another user of this hub?
 
@@ -70,34 +69,36 @@ class Launcher:
             NotOurs: an object belongs to somebody else; it was not written.
             StartFailed, StartTimeout, ClusterError: what happened, with the object's name.
         """
-        waiting = self._waiting(Record(self.identity, self.rules.namespace))
+        waiting = self._waiting(Record(self.identity, self.contract.namespace))
         try:
             with within(timeout, self.limits.retried_for):
                 plan, kinds = await self._plan(documents)
-                home = plan.connection.namespace or self.rules.namespace
+                home = plan.connection.namespace or self.contract.namespace
                 access = Access(self.cluster, plan, kinds, home, self.log)
                 await access.open()
                 self._check_name()
                 await self._remove_leftovers(before, timeout)
                 record = self._record(plan, before)
                 save(record)
-                waiting.record = record
+                waiting.server = Server(self.cluster, record)
                 with waiting.listening():
-                    record = await self._apply(plan, record, waiting, access)
+                    connection = await self._apply(plan, waiting, access)
+                    record = replace(record, connection=connection)
                     save(record)
-                    url = await self._wait_until_ready(plan, record, waiting)
+                    refs = [*(item.ref for item in plan.objects[:-1] if _waits(item)), connection]
+                    waiting.server = Server(self.cluster, record)
+                    ready = await self._until_ready(refs, waiting, set())
         except TimeoutError as error:
             raise waiting.late(timeout, str(error)) from None
         except Forbidden as error:
             if is_missing_right(error):  # a role was changed: the next start asks again
                 self.cluster.rights.forget()
             raise
-        ready = replace(record, url=url, ready=True)
         save(ready)
         return ready
 
     def _waiting(self, record: Record) -> Waiting:
-        return Waiting(self.cluster, record, self.limits, self.tell, self.log)
+        return Waiting(Server(self.cluster, record), self.limits, self.tell, self.log)
 
     async def _plan(
         self, documents: Mapping[str, manifests.Source]
@@ -109,7 +110,7 @@ class Launcher:
         plan = manifests.prepare(
             parsed,
             self.identity,
-            self.rules,
+            self.contract,
             namespaced=lambda kind: kinds[kind].namespaced,
             nonce=secrets.token_hex(16),
         )
@@ -142,7 +143,7 @@ class Launcher:
             live
             for live in self.cluster.objects_of(self.identity.owner)
             if self.identity.owns_as_server(live.meta.labels)
-            and live.meta.labels.get(self.rules.lifecycle_key) == Policy.STOPPED
+            and live.meta.labels.get(self.contract.lifecycle_key) == Policy.STOPPED
             and not live.meta.controlled
         ]
 
@@ -161,30 +162,31 @@ class Launcher:
                 places.setdefault(kind, set()).add(live.meta.namespace)
         record = Record(
             self.identity,
-            self.rules.namespace,
+            self.contract.namespace,
             kinds={kind: tuple(names) for kind, names in places.items()},
             connection=before.connection if before else None,
         )
         removal = Removal(self.cluster, self.log, force_lost=self.force_lost)
-        await removal.stop(record, self.rules.lifecycle_key, timeout=timeout)
+        await removal.stop(record, self.contract.lifecycle_key, timeout=timeout)
 
     def _record(self, plan: Plan, before: Record | None) -> Record:
         item = plan.connection
         claims = (o.name for o in plan.objects if o.kind == CLAIM)
         return Record(
             self.identity,
-            self.rules.namespace,
+            self.contract.namespace,
             kinds=plan.places({Policy.STOPPED}),
             retained=merged(plan.places(_RETAINED), before.retained if before else {}),
             connection=item.ref,
-            address=Address.written(item.manifest, self.rules.connection_key),
+            address=Address.written(item.manifest, self.contract.connection_key),
             pod=_server_pod(plan),
             pvc=next(claims, ""),
             live=True,
         )
 
-    async def _apply(self, plan: Plan, record: Record, waiting: Waiting, access: Access) -> Record:
-        applying = Applying(self.cluster, self.identity, self.rules, access.kinds, self.log)
+    async def _apply(self, plan: Plan, waiting: Waiting, access: Access) -> ObjectRef:
+        """Write all objects, rank by rank; the live connection object."""
+        applying = Applying(self.cluster, self.identity, self.contract, access.kinds, self.log)
         done = 0
         uid = ""
         for rank, items in groupby(plan.objects, key=lambda item: item.rank):
@@ -196,53 +198,7 @@ class Launcher:
                 done += 1
             self.tell(f"Applied {done} of {len(plan.objects)} objects", 10)
         # The connection object is alone in the last rank, so the last UID is its.
-        return replace(record, connection=replace(plan.connection.ref, uid=uid))
-
-    async def _wait_until_ready(self, plan: Plan, record: Record, waiting: Waiting) -> str:
-        watched = [o for o in plan.objects if o is plan.connection or _waits(o)]
-        seen: set[str] = set()
-
-        def ready() -> str | None:
-            for item in watched:
-                verdict = self._judge(item, record, seen)
-                if verdict.state is State.FAILED:
-                    raise StartFailed(f"{item.reference}: {verdict.message}")
-                if not verdict.ready:
-                    waiting.update(f"{item.reference}: {verdict.message}")
-                    return None
-            return self._url(record, waiting)
-
-        return await waiting.until(ready)
-
-    def _judge(self, item: Planned, record: Record, seen: set[str]) -> Status:
-        """The status of one object; ``seen`` are those that the watch has shown before."""
-        live = Server(self.cluster, record).find(item.ref)
-        if live is None and item.reference in seen:
-            return Status(State.FAILED, "it was deleted while the server started")
-        if live is None:
-            return Status(State.IN_PROGRESS, "it is being created")
-        seen.add(item.reference)
-        connection = record.connection
-        if item.rank == manifests.LAST and connection and live.meta.uid != connection.uid:
-            return Status(State.IN_PROGRESS, "an earlier one is still there")
-        return self._status(live)
-
-    def _status(self, live: Live) -> Status:
-        if live.kind.ref != SERVICE:
-            return status.compute(live.as_dict())
-        owner, service = self.identity.owner, live.meta
-        return status.service(
-            live.as_dict(), liveness.slices(self.cluster, owner, service.namespace, service.name)
-        )
-
-    def _url(self, record: Record, waiting: Waiting) -> str | None:
-        made = record.connection
-        if made is None:
-            return None
-        url = Server(self.cluster, record).url(self.route)
-        if url is None:
-            waiting.update(f"{made}: it has no address yet")
-        return url
+        return replace(plan.connection.ref, uid=uid)
 
     async def adopt(self, record: Record, *, timeout: float) -> Record:
         """The record, with URL, of a server that an earlier hub started; waits until it is ready.
@@ -250,38 +206,49 @@ class Launcher:
         Raises:
             StartFailed, StartTimeout, ClusterError: it does not become ready.
         """
-        made = record.connection
-        if made is None:
+        connection = record.connection
+        if connection is None:
             raise StartFailed("there is no connection object on record")
-        waiting, server = self._waiting(record), Server(self.cluster, record)
-
-        def ready() -> Record | None:
-            live = server.connection()
-            if live is None:
-                raise StartFailed(f"{made} does not exist")
-            verdict = self._status(live)
-            if verdict.state is State.FAILED:
-                raise StartFailed(f"{made}: {verdict.message}")
-            if not verdict.ready:
-                waiting.update(f"{made}: {verdict.message}")
-                return None
-            url = self._url(record, waiting)
-            if url is None:
-                return None
-            known = replace(made, uid=live.meta.uid)
-            address = server.address(live, self.route)
-            return replace(record, connection=known, address=address, url=url, ready=True)
-
+        waiting = self._waiting(record)
+        # Its UID is not on record where the earlier hub ended in the middle of the start.
+        refs = [replace(connection, uid="")]
         try:
             with within(timeout), waiting.listening():
-                await liveness.watch(self.cluster, record)
+                await liveness.watch(waiting.server)
                 await self._watch_controllers(record)
-                for live in self.cluster.objects_of(self.identity.owner):
-                    if self.identity.owns_as_server(live.meta.labels):
-                        waiting.made(live.meta.uid)
-                return await waiting.until(ready)
+                for live in waiting.server.objects():
+                    waiting.made(live.meta.uid)
+                return await self._until_ready(refs, waiting, {str(connection)})
         except TimeoutError as error:
             raise waiting.late(timeout, str(error)) from None
+
+    async def _until_ready(
+        self, refs: Sequence[ObjectRef], waiting: Waiting, shown: set[str]
+    ) -> Record:
+        """The record, with URL, once these objects are ready; the connection object is the last."""
+        server = waiting.server
+
+        def ready() -> Record | None:
+            for ref in refs:
+                readiness = server.readiness(ref, shown)
+                if readiness.state is State.FAILED:
+                    raise StartFailed(f"{ref}: {readiness.message}")
+                if not readiness.ready:
+                    waiting.update(f"{ref}: {readiness.message}")
+                    return None
+            live, url = server.connection(), server.url(self.route)
+            if live is None or url is None:
+                waiting.update(f"{refs[-1]}: it has no address yet")
+                return None
+            return replace(
+                server.record,
+                connection=replace(refs[-1], uid=live.meta.uid),
+                address=server.address(live, self.route),
+                url=url,
+                ready=True,
+            )
+
+        return await waiting.until(ready)
 
     async def _watch_controllers(self, record: Record) -> None:
         """What makes pods says why it cannot, also where a Service is what is connected to."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
@@ -45,7 +43,7 @@ class Silent:
     patience: float
 
 
-async def watch(cluster: Cluster, record: Record) -> list[Reflector]:
+async def watch(server: Server) -> list[Reflector]:
     """Open the stores that tell about this server, and wait for their first list.
 
     The connection object's comes first, that of the pods last.
@@ -53,6 +51,7 @@ async def watch(cluster: Cluster, record: Record) -> list[Reflector]:
     Raises:
         ClusterError: the API server refuses, or does not know the kind.
     """
+    cluster, record = server.cluster, server.record
     places: list[tuple[Kind, str, bool]] = []
     if record.connection is not None:
         connection = record.connection
@@ -65,64 +64,21 @@ async def watch(cluster: Cluster, record: Record) -> list[Reflector]:
     return await each(lambda place: cluster.watch(place[0], place[1], full=place[2]), places)
 
 
-def pods(cluster: Cluster, record: Record) -> Iterator[Live]:
-    """The server's pods, whoever made them."""
-    for live in cluster.objects_of(record.identity.owner):
-        if live.kind.ref == POD and record.identity.owns_as_server(live.meta.labels):
-            yield live
-
-
-def slices(cluster: Cluster, owner: str, namespace: str, service: str) -> list[dict[str, Any]]:
-    """Where a Service of this owner leads."""
-    return [
-        live.as_dict()
-        for live in cluster.objects_of(owner)
-        if live.kind.ref == SLICE
-        and live.meta.namespace == namespace
-        and live.meta.labels.get("kubernetes.io/service-name") == service
-    ]
-
-
-def longest_grace(cluster: Cluster, record: Record) -> int:
-    """Seconds that the server's pods may take to end, as the template wrote them."""
-    found = [0]
-    for live in pods(cluster, record):
-        spec = live.as_dict().get("spec") or {}
-        found.append(int(spec.get("terminationGracePeriodSeconds") or 0))
-    return max(found)
-
-
-def server_pods(cluster: Cluster, record: Record) -> list[Live]:
-    """The pods in which the server itself runs: the template's own, else those of its Service."""
-    if record.pod:
-        own = Server(cluster, record).find(ObjectRef(POD, record.pods_in, record.pod))
-        return [own] if own is not None else []
-    through = Server(cluster, record).connection()
-    service = through.as_dict() if through and through.kind.ref == SERVICE else {}
-    selector = (service.get("spec") or {}).get("selector")
-    return [
-        live
-        for live in pods(cluster, record)
-        if selector
-        and live.meta.namespace == record.pods_in
-        and selector.items() <= live.meta.labels.items()
-    ]
-
-
-def look(cluster: Cluster, record: Record, limits: Limits) -> Ended | Missing | Silent | None:
+def look(server: Server, limits: Limits) -> Ended | Missing | Silent | None:
     """What the stores show of a server; None where it runs, or where they cannot tell."""
+    record = server.record
     connection = record.connection
     if connection is None or not connection.uid:
         return None
     for ref in _wanted(record):
-        live = Server(cluster, record).find(ref)
+        live = server.find(ref)
         if live is None or (ref.uid and live.meta.uid != ref.uid):
             return Missing(ref)
         seen = _pod(live, limits) if ref.kind == POD else _object(live)
         if seen is not None:
             return seen
     if not record.pod and connection.kind == SERVICE:
-        return _replacement(cluster, record, limits)
+        return _replacement(server, limits)
     return None
 
 
@@ -137,12 +93,10 @@ def _wanted(record: Record) -> list[ObjectRef]:
     return wanted
 
 
-async def ask(
-    cluster: Cluster, record: Record, limits: Limits, log: logging.Logger
-) -> Ended | None:
+async def ask(server: Server, limits: Limits, log: logging.Logger) -> Ended | None:
     """What the API server itself says, where a store is closed to us and would tell old news."""
-    for ref in _wanted(record):
-        over = await confirm(cluster, Missing(ref), log, limits)
+    for ref in _wanted(server.record):
+        over = await confirm(server.cluster, Missing(ref), log, limits)
         if over is not None:
             return over
     return None
@@ -188,24 +142,20 @@ def _pod(live: Live, limits: Limits) -> Ended | Silent | None:
     return Silent(silent, limits.node_lost) if silent and over is None else over
 
 
-def _replacement(cluster: Cluster, record: Record, limits: Limits) -> Ended | Silent | None:
+def _replacement(server: Server, limits: Limits) -> Ended | Silent | None:
     """A server whose pods a controller makes lives while it has one, or may get another one."""
-    found = [live.as_dict() for live in server_pods(cluster, record)]
-    if any(status.running(pod) for pod in found):
+    pods = [live.as_dict() for live in server.main_pods()]
+    if any(status.running(pod) for pod in pods):
         return None
-    for pod in found:
+    for pod in pods:
         over = status.crash_loop(pod, limits.crash_loop_restarts)
         if over is not None and not pod["metadata"].get("deletionTimestamp"):
             return over
-    connection = record.connection
-    ends = (
-        slices(cluster, record.identity.owner, connection.namespace, connection.name)
-        if connection is not None
-        else []
-    )
-    if not found and (not ends or any(each.get("endpoints") for each in ends)):
+    connection = server.record.connection
+    ends = server.slices(connection) if connection is not None else []
+    if not pods and (not ends or any(end.get("endpoints") for end in ends)):
         return None  # pods that are not ours to see, or none are needed
-    why = [status.unreachable(pod) for pod in found]
+    why = [status.unreachable(pod) for pod in pods]
     lost = next((f"node {node} does not answer" for node in why if node), "")
-    waits = lost or next((status.compute(pod).message for pod in found), "it has no pod")
+    waits = lost or next((status.compute(pod).message for pod in pods), "it has no pod")
     return Silent(f"no pod of the server runs: {waits}", limits.replacement)

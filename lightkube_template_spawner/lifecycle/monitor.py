@@ -96,11 +96,12 @@ class Monitor:
         Raises:
             ClusterError: the stores could not be filled.
         """
+        server = Server(cluster, record)
         try:
-            await liveness.watch(cluster, record)
+            await liveness.watch(server)
         except Forbidden:
-            return await liveness.ask(cluster, record, limits, self._server.log)
-        seen = liveness.look(cluster, record, limits)
+            return await liveness.ask(server, limits, self._server.log)
+        seen = liveness.look(server, limits)
         if isinstance(seen, Missing):
             seen = await liveness.confirm(cluster, seen, self._server.log)
         if isinstance(seen, Silent):
@@ -121,34 +122,33 @@ class Monitor:
         self._changed.set()
         if self._task is None or self._task.done():
             followed = self._followed()
-            if followed is not None and self._is_news(*followed):
+            if followed is not None and self._is_news(followed):
                 self._task = asyncio.create_task(self._attend())
 
-    def _followed(self) -> tuple[Cluster, Record] | None:
+    def _followed(self) -> Server | None:
         cluster, record = self._cluster, self._server.record
         if cluster is None or record is None or not record.ready or self._unsubscribe is None:
             return None
-        return cluster, record
+        return Server(cluster, record)
 
-    def _is_news(self, cluster: Cluster, record: Record) -> bool:
-        seen = liveness.look(cluster, record, self._server.limits)
+    def _is_news(self, server: Server) -> bool:
+        seen = liveness.look(server, self._server.limits)
         if self._silent_since is not None or seen is not None:
             return True
-        return bool(self._restarted(cluster, record) or self._new_url(cluster, record))
+        return bool(self._restarted(server) or self._new_url(server))
 
     async def _attend(self) -> None:
         """Look until the server is well again, or gone."""
         server, again = self._server, _SOON
         while (followed := self._followed()) is not None:
-            cluster, record = followed
             self._changed.clear()
             if not server.settled:
                 await asyncio.sleep(_PENDING)
                 continue
-            seen = liveness.look(cluster, record, server.limits)
+            seen = liveness.look(followed, server.limits)
             if seen is None and self._silent_since is None:
-                self._tell_restarts(cluster, record)
-                url = self._new_url(cluster, record)
+                self._tell_restarts(followed)
+                url = self._new_url(followed)
                 if not url or await server.moved(url):
                     return
                 await self._wait(_AGAIN)
@@ -171,25 +171,25 @@ class Monitor:
         except TimeoutError:
             return
 
-    def _restarted(self, cluster: Cluster, record: Record) -> list[tuple[str, int, Ended | None]]:
+    def _restarted(self, server: Server) -> list[tuple[str, int, Ended | None]]:
         restarts = []
-        for live in liveness.server_pods(cluster, record):
+        for live in server.main_pods():
             count, last = status.restarts(live.as_dict())
             if count > self._restarts.setdefault(live.meta.uid, count):
                 restarts.append((live.meta.uid, count, last))
         return restarts
 
-    def _tell_restarts(self, cluster: Cluster, record: Record) -> None:
-        for uid, count, last in self._restarted(cluster, record):
+    def _tell_restarts(self, server: Server) -> None:
+        for uid, count, last in self._restarted(server):
             self._restarts[uid] = count
             reason = last.reason if last is not None else "its container ended"
             self._server.note(f"was restarted in place: {reason}, restart {count}")
 
-    def _new_url(self, cluster: Cluster, record: Record) -> str:
+    def _new_url(self, server: Server) -> str:
         """The URL of the server, if it is another one than the hub knows."""
         try:
-            url = Server(cluster, record).url(self._server.route)
+            url = server.url(self._server.route)
         except ManifestError as error:
             self._server.warn(str(error))
             return ""
-        return url if url and url != record.url else ""
+        return url if url and url != server.record.url else ""

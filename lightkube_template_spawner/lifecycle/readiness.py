@@ -11,13 +11,12 @@ from typing import TypeVar
 
 import anyio
 
-from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.events import Event
 from lightkube_template_spawner.cluster.live import Live
 from lightkube_template_spawner.errors import ClusterError, StartFailed, StartTimeout
-from lightkube_template_spawner.lifecycle import failures, liveness
-from lightkube_template_spawner.lifecycle.failures import Course, Rules, Symptom, Trouble
-from lightkube_template_spawner.lifecycle.record import Record
+from lightkube_template_spawner.lifecycle import failures
+from lightkube_template_spawner.lifecycle.failures import Course, FailureRules, Symptom, Trouble
+from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects import references, status
 from lightkube_template_spawner.objects.ref import POD
 
@@ -44,12 +43,11 @@ class Waiting:
     """
 
     def __init__(
-        self, cluster: Cluster, record: Record, rules: Rules, tell: Tell, log: logging.Logger
+        self, server: Server, rules: FailureRules, tell: Tell, log: logging.Logger
     ) -> None:
         self.what = "the API server"
         self.uids: set[str] = set()
-        self._cluster = cluster
-        self.record = record
+        self.server = server
         self._tell = tell
         self._log = log
         self._course = Course(rules)
@@ -67,7 +65,7 @@ class Waiting:
     def late(self, timeout: float, said: str = "") -> StartTimeout:
         """What was waited for, what is wrong, and what kept the hub from seeing it."""
         words = [str(trouble.symptom) for trouble in self._troubles]
-        blind = sorted({str(store.error) for store in self._cluster.stores() if store.error})
+        blind = sorted({str(store.error) for store in self.server.cluster.stores() if store.error})
         text = f"not ready after {timeout:.0f} s: waited for {self.what}"
         for more in dict.fromkeys(filter(None, [*words, said, *blind])):
             text += f"; {more}" if more not in text else ""
@@ -82,16 +80,16 @@ class Waiting:
     def listening(self) -> Iterator[None]:
         """Hear the events of every namespace that holds objects of this server."""
         with ExitStack() as stack:
-            for namespace in self.record.namespaces:
-                feed = self._cluster.events(namespace)
+            for namespace in self.server.record.namespaces:
+                feed = self.server.cluster.events(namespace)
                 stack.enter_context(feed.listen(self._hear, self.uids))
             yield
 
     def made(self, uid: str) -> None:
         """An object of this server is there: what was said of it before its UID was known."""
         self.uids.add(uid)
-        for namespace in self.record.namespaces:
-            for event in self._cluster.events(namespace).about(uid):
+        for namespace in self.server.record.namespaces:
+            for event in self.server.cluster.events(namespace).about(uid):
                 self._hear(event)
 
     def _hear(self, event: Event) -> None:
@@ -102,11 +100,11 @@ class Waiting:
             return
         heard[event.reason] = event
         self._tell(f"{event.time} [{event.type}] {event.kind} {event.reason}: {event.message}", 50)
-        self._cluster.changes.notify(self.record.identity.owner)
+        self.server.cluster.changes.notify(self.server.record.identity.owner)
 
     def _is_about_a_part(self, event: Event) -> bool:
         """Objects that controllers made for our pods, or of them: claims, Kueue's workloads."""
-        for live in self._pods():
+        for live in self.server.pods():
             if live.meta.uid == event.uid:
                 return True
             if event.kind == "PersistentVolumeClaim" and event.name in _claims(live):
@@ -126,7 +124,9 @@ class Waiting:
             StartFailed: a rule's grace is over, or the server ended.
         """
         changed = asyncio.Event()
-        unsubscribe = self._cluster.changes.subscribe(self.record.identity.owner, changed.set)
+        unsubscribe = self.server.cluster.changes.subscribe(
+            self.server.record.identity.owner, changed.set
+        )
         try:
             while True:
                 self._refuse_the_ended()
@@ -139,7 +139,7 @@ class Waiting:
             unsubscribe()
 
     def _refuse_the_ended(self) -> None:
-        for live in self._pods():
+        for live in self.server.pods():
             if live.meta.uid not in self.uids:
                 self.made(live.meta.uid)
             # One that a controller made is the controller's to replace.
@@ -181,15 +181,14 @@ class Waiting:
             self._tell(text, 30)
 
     def _symptoms(self) -> Iterator[Symptom]:
-        pods = [(live, live.as_dict()) for live in self._pods()]
+        pods = [(live, live.as_dict()) for live in self.server.pods()]
         for live, pod in pods:
             heard = tuple(_words(event) for event in self._heard.get(live.meta.uid, {}).values())
             yield from failures.of_pod(live.reference, pod, heard)
             if failures.unnoticed(pod):
                 yield from self._missing.get(live.meta.uid, ())
-        for live in self._cluster.objects_of(self.record.identity.owner):
-            ours = self.record.identity.owns_as_server(live.meta.labels)
-            if ours and "status" in live.parts and live.kind.group == "apps":
+        for live in self.server.objects():
+            if "status" in live.parts and live.kind.group == "apps":
                 yield from failures.of_controller(live.reference, live.as_dict())
         for uid, events in self._heard.items():
             for event in events.values():
@@ -209,7 +208,7 @@ class Waiting:
     async def _look_up(self) -> bool:
         """Ask for what unnoticed pods refer to, once a pod; whether something is missing."""
         found = False
-        for live in self._pods():
+        for live in self.server.pods():
             if live.meta.uid not in self._missing and failures.unnoticed(live.as_dict()):
                 self._missing[live.meta.uid] = []
                 with anyio.move_on_after(_LOOK_UP):
@@ -227,11 +226,13 @@ class Waiting:
         return found
 
     async def _is_missing(self, kind: str, namespace: str, name: str) -> bool:
-        served = await self._cluster.discovery.named(
+        served = await self.server.cluster.discovery.named(
             [f"{version}/{kind}" for version in _LOOKED_UP.get(kind, ())]
         )
         try:
-            return bool(served) and await self._cluster.get(served[0], namespace, name) is None
+            return (
+                bool(served) and await self.server.cluster.get(served[0], namespace, name) is None
+            )
         except ClusterError as error:
             self._log.info("%s/%s/%s cannot be looked up: %s", kind, namespace, name, error)
             self._tell(f"{kind}/{namespace}/{name} cannot be looked up: {error}", 30)
@@ -240,13 +241,10 @@ class Waiting:
     def _is_blind(self) -> bool:
         """Whether what is known of pods may be old: the API server is away."""
         return not any(
-            store.watching and store.namespace in (None, self.record.pods_in)
-            for store in self._cluster.stores()
+            store.watching and store.namespace in (None, self.server.record.pods_in)
+            for store in self.server.cluster.stores()
             if store.kind.ref == POD
         )
-
-    def _pods(self) -> list[Live]:
-        return list(liveness.pods(self._cluster, self.record))
 
 
 def _words(event: Event) -> str:

@@ -31,7 +31,7 @@ from lightkube_template_spawner.errors import (
 )
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.objects import status
-from lightkube_template_spawner.objects.identity import OWNER, SERVERNAME, Policy
+from lightkube_template_spawner.objects.identity import OWNER, SERVERNAME, Policy, Selection
 from lightkube_template_spawner.objects.ref import NAMESPACE, POD, ObjectRef
 
 Found = tuple[Kind, Meta]
@@ -97,7 +97,7 @@ class Removal:
             ClusterError: the API server could not be asked.
         """
         identity = record.identity
-        selector = identity.selector(lifecycle_key, [Policy.STOPPED])
+        selection = identity.selection(lifecycle_key, [Policy.STOPPED])
         places = dict(record.kinds)
         for kind in also:
             places.setdefault(kind, record.namespaces)
@@ -111,8 +111,7 @@ class Removal:
             gone = await self._cluster.delete_matching(
                 kind,
                 namespace,
-                selector,
-                lambda meta: identity.owns_as_server(meta.labels),
+                selection,
                 grace=self._grace if kind.ref == POD else None,
             )
             return [(kind, meta) for meta in gone]
@@ -121,8 +120,7 @@ class Removal:
 
     async def purge(
         self,
-        selector: str,
-        ours: Callable[[Meta], bool],
+        selection: Selection[Meta],
         *,
         owner: str,
         namespaces: Iterable[str],
@@ -131,7 +129,7 @@ class Removal:
         cluster_kinds: Iterable[str] = (),
         timeout: float,
     ) -> None:
-        """Remove everything that ``selector`` and ``ours`` agree on, in every kind there is.
+        """Remove everything that is selected, in every kind there is.
 
         ``known`` kinds are looked at even where the API server cannot tell our rights; ``only``
         narrows the search to those and the known ones.
@@ -140,17 +138,16 @@ class Removal:
             RemovalIncomplete, ClusterError: as ``stop``.
         """
         places = self._everywhere(namespaces, known, only, cluster_kinds)
-        await self._phases(owner, places, is_workload, self._by_uid(selector, ours), timeout)
+        await self._phases(owner, places, is_workload, self._by_uid(selection), timeout)
 
     async def remove_listed(
         self,
         places: Iterable[Place],
-        selector: str,
-        ours: Callable[[Meta], bool],
+        selection: Selection[Meta],
         *,
         timeout: float,
     ) -> None:
-        """Remove what ``selector`` and ``ours`` agree on in ``places``, and nothing elsewhere.
+        """Remove what is selected in ``places``, and nothing elsewhere.
 
         Raises:
             RemovalIncomplete, ClusterError: as ``stop``.
@@ -159,16 +156,15 @@ class Removal:
         async def given() -> list[Place]:
             return list(places)
 
-        await self._phases("", given(), is_workload, self._by_uid(selector, ours), timeout)
+        await self._phases("", given(), is_workload, self._by_uid(selection), timeout)
 
-    def _by_uid(self, selector: str, ours: Callable[[Meta], bool]) -> Delete:
-        """Deleting one by one what ``selector`` and ``ours`` agree on and no controller made."""
+    def _by_uid(self, selection: Selection[Meta]) -> Delete:
+        """Deleting one by one what is selected and no controller made."""
+        uncontrolled = selection.where(lambda meta: not meta.controlled)
 
         async def delete(place: Place) -> list[Found]:
             kind, namespace = place
-            gone = await self._cluster.delete_listed(
-                kind, namespace, selector, lambda meta: ours(meta) and not meta.controlled
-            )
+            gone = await self._cluster.delete_listed(kind, namespace, uncontrolled)
             return [(kind, meta) for meta in gone]
 
         return delete

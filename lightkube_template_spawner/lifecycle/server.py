@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.live import Live
 from lightkube_template_spawner.errors import ManifestError
 from lightkube_template_spawner.lifecycle.record import Record
-from lightkube_template_spawner.objects import connection
+from lightkube_template_spawner.objects import connection, status
 from lightkube_template_spawner.objects.connection import Address, Route
-from lightkube_template_spawner.objects.ref import ObjectRef
+from lightkube_template_spawner.objects.ref import POD, SERVICE, SLICE, ObjectRef
+from lightkube_template_spawner.objects.status import State, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,62 @@ class Server:
     def find(self, ref: ObjectRef) -> Live | None:
         """The object of that name, whatever its UID; None while the stores do not show it."""
         return self.cluster.known(str(ref.kind), ref.namespace, ref.name)
+
+    def objects(self) -> Iterator[Live]:
+        """All of its objects that the stores show."""
+        for live in self.cluster.objects_of(self.record.identity.owner):
+            if self.record.identity.owns_as_server(live.meta.labels):
+                yield live
+
+    def pods(self) -> list[Live]:
+        """Its pods, whoever made them."""
+        return [live for live in self.objects() if live.kind.ref == POD]
+
+    def main_pods(self) -> list[Live]:
+        """The pods in which the server itself runs: the template's own, or those of its Service."""
+        namespace = self.record.pods_in
+        if self.record.pod:
+            own = self.find(ObjectRef(POD, namespace, self.record.pod))
+            return [own] if own is not None else []
+        through = self.connection()
+        service = through.as_dict() if through and through.kind.ref == SERVICE else {}
+        selector = (service.get("spec") or {}).get("selector")
+        return [
+            live
+            for live in self.pods()
+            if selector
+            and live.meta.namespace == namespace
+            and selector.items() <= live.meta.labels.items()
+        ]
+
+    def longest_grace(self) -> int:
+        """Seconds that its pods may take to end, as the template wrote them."""
+        specs = [live.as_dict().get("spec") or {} for live in self.pods()]
+        return max([0, *(int(s.get("terminationGracePeriodSeconds") or 0) for s in specs)])
+
+    def slices(self, service: ObjectRef) -> list[dict[str, Any]]:
+        """Where a Service of its owner leads."""
+        return [
+            live.as_dict()
+            for live in self.cluster.objects_of(self.record.identity.owner)
+            if live.kind.ref == SLICE
+            and live.meta.namespace == service.namespace
+            and live.meta.labels.get("kubernetes.io/service-name") == service.name
+        ]
+
+    def readiness(self, ref: ObjectRef, shown: set[str]) -> Status:
+        """The status of one of its objects; ``shown`` are those that the stores have had before."""
+        live = self.find(ref)
+        if live is None and str(ref) in shown:
+            return Status(State.FAILED, "it was deleted meanwhile")
+        if live is None:
+            return Status(State.IN_PROGRESS, "it is being created")
+        shown.add(str(ref))
+        if ref.uid and live.meta.uid != ref.uid:
+            return Status(State.IN_PROGRESS, "an earlier one is still there")
+        if ref.kind == SERVICE:
+            return status.service(live.as_dict(), self.slices(ref))
+        return status.compute(live.as_dict())
 
     def address(self, live: Live, route: Route) -> Address | None:
         """How its address is found; None where an earlier version's record does not say."""

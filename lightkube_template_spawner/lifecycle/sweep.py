@@ -27,6 +27,7 @@ from lightkube_template_spawner.objects.identity import (
     SERVERNAME,
     USERNAME,
     Policy,
+    Selection,
 )
 from lightkube_template_spawner.objects.ref import ObjectRef
 
@@ -175,7 +176,8 @@ class Sweep:
 
             removal = Removal(self._cluster, self._log)
             try:
-                await removal.remove_listed(places, known.selector, ours, timeout=timeout)
+                selection = Selection(known.selector, ours)
+                await removal.remove_listed(places, selection, timeout=timeout)
             except (ClusterError, RemovalIncomplete) as error:
                 return str(error)
             return ""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 INSTANCE = "app.kubernetes.io/instance"
 MANAGED_BY = "app.kubernetes.io/managed-by"
@@ -38,6 +38,40 @@ class Policy(StrEnum):
     STOPPED = "server-stopped"
     SERVER_DELETED = "server-deleted"
     USER_DELETED = "user-deleted"
+
+
+class Labelled(Protocol):
+    """What a selection is asked about, such as the metadata of a live object."""
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Its labels."""
+
+
+M = TypeVar("M", bound=Labelled)
+M_contra = TypeVar("M_contra", bound=Labelled, contravariant=True)
+
+
+@dataclass(frozen=True)
+class Selection(Generic[M_contra]):
+    """Objects to delete: the API server's selector, and our own check of each of them.
+
+    An API server that ignores selectors (an aggregated one may) must not cost a cluster.
+
+    Raises:
+        ValueError: the selector is empty, which selects everything.
+    """
+
+    selector: str
+    matches: Callable[[M_contra], bool]
+
+    def __post_init__(self) -> None:
+        if not self.selector:
+            raise ValueError("an empty selector would delete everything")
+
+    def where(self: Selection[M], also: Callable[[M], bool]) -> Selection[M]:
+        """Those of them of which this is true, too."""
+        return Selection(self.selector, lambda item: self.matches(item) and also(item))
 
 
 @cache
@@ -123,6 +157,15 @@ class Identity:
     def user_selector(self) -> str:
         """Select everything of this user; used when the user is removed, and nowhere else."""
         return ",".join(f"{key}={value}" for key, value in self.user_labels.items())
+
+    def selection(self, lifecycle_key: str, policies: Iterable[Policy]) -> Selection[Labelled]:
+        """This server's objects that go with one of ``policies``."""
+        selector = self.selector(lifecycle_key, policies)
+        return Selection(selector, lambda item: self.owns_as_server(item.labels))
+
+    def user_selection(self) -> Selection[Labelled]:
+        """Everything of this user."""
+        return Selection(self.user_selector(), lambda item: self.owns(item.labels))
 
     def owns(self, labels: Mapping[str, str]) -> bool:
         """Whether an object with these labels is this user's."""

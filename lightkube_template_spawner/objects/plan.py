@@ -50,7 +50,7 @@ Source = str | list[Any]  # a rendered file: its text, or the documents already 
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class Contract:
     """The contract's settings, from the spawner's traits."""
 
     namespace: str
@@ -175,7 +175,7 @@ def parse(documents: Mapping[str, Source]) -> list[Document]:
 def prepare(
     documents: Iterable[Document],
     identity: Identity,
-    rules: Rules,
+    contract: Contract,
     *,
     namespaced: Callable[[KindRef], bool],
     nonce: str,
@@ -190,25 +190,27 @@ def prepare(
     """
     known = list(documents)
     for document in known:
-        _place(document, rules, namespaced(document.kind), known)
+        _place(document, contract, namespaced(document.kind), known)
     _refuse_duplicates(known)
-    references.check(((d.where, d.manifest) for d in known), rules.shared_objects, rules.namespace)
-    marked = [d for d in known if connection.is_connection(d.manifest, rules.connection_key)]
-    connection.only_one((d.where for d in marked), rules.connection_key)
-    _about(marked[0], partial(connection.check, marked[0].manifest, rules.connection_key))
+    references.check(
+        ((d.where, d.manifest) for d in known), contract.shared_objects, contract.namespace
+    )
+    marked = [d for d in known if connection.is_connection(d.manifest, contract.connection_key)]
+    connection.only_one((d.where for d in marked), contract.connection_key)
+    _about(marked[0], partial(connection.check, marked[0].manifest, contract.connection_key))
     warnings: list[str] = []
     planned = []
     for document in known:
-        policy = _policy(document, rules, warnings)
+        policy = _policy(document, contract, warnings)
         if document is marked[0] and policy is not Policy.STOPPED:
             warnings.append(
                 f"{document.where} is what JupyterHub connects to, yet its lifecycle is {policy}: "
                 "it stays when the server stops"
             )
-        _about(document, partial(_stamp, document, identity, policy, rules))
+        _about(document, partial(_stamp, document, identity, policy, contract))
         rank = LAST if document is marked[0] else _RANKS.get(document.kind[1], _REST)
         claims = tuple(
-            Policy(claim["metadata"]["labels"][rules.lifecycle_key])
+            Policy(claim["metadata"]["labels"][contract.lifecycle_key])
             for claim in stamping.claim_templates(document.manifest)
         )
         if stamping.deletes_claims(document.manifest) and {*claims} - {policy, Policy.STOPPED}:
@@ -330,7 +332,7 @@ def _is_test(item: object) -> bool:
     return isinstance(hook, str) and hook.startswith("test")
 
 
-def _place(document: Document, rules: Rules, namespaced: bool, known: list[Document]) -> None:
+def _place(document: Document, contract: Contract, namespaced: bool, known: list[Document]) -> None:
     """Check the name, and give the object its namespace or make sure that it has none."""
     metadata = document.manifest["metadata"]
     kind = document.manifest["kind"]
@@ -349,21 +351,21 @@ def _place(document: Document, rules: Rules, namespaced: bool, known: list[Docum
         )
     if not namespaced:
         metadata.pop("namespace", None)
-        if str(document.kind) not in rules.cluster_kinds:
+        if str(document.kind) not in contract.cluster_kinds:
             raise ManifestError(
                 f"{document.where}: it belongs to no namespace; allow its kind in the trait "
                 f"`cluster_kinds`: [{str(document.kind)!r}]"
             )
         return
-    namespace = metadata.setdefault("namespace", rules.namespace)
+    namespace = metadata.setdefault("namespace", contract.namespace)
     made_here = any(
         d.manifest["kind"] == "Namespace" and d.manifest["metadata"]["name"] == namespace
         for d in known
     )
-    allowed = (rules.namespace, *rules.namespaces)
+    allowed = (contract.namespace, *contract.namespaces)
     if not made_here and not any(fnmatchcase(namespace, pattern) for pattern in allowed):
         raise ManifestError(
-            f"{document.where}: its namespace {namespace!r} is neither {rules.namespace!r} nor "
+            f"{document.where}: its namespace {namespace!r} is neither {contract.namespace!r} nor "
             "listed in the trait `extra_namespaces`"
         )
 
@@ -380,34 +382,34 @@ def _refuse_duplicates(documents: Iterable[Document]) -> None:
         seen[key] = document
 
 
-def _policy(document: Document, rules: Rules, warnings: list[str]) -> Policy:
+def _policy(document: Document, contract: Contract, warnings: list[str]) -> Policy:
     annotations = document.manifest["metadata"].get("annotations", {})
-    written = annotations.get(rules.lifecycle_key)
+    written = annotations.get(contract.lifecycle_key)
     if written is None:
-        if str(document.kind) not in rules.retained_kinds:
+        if str(document.kind) not in contract.retained_kinds:
             return Policy.STOPPED
         warnings.append(
-            f"{document.where} has no annotation {rules.lifecycle_key}: it is kept until the user "
-            f"is deleted ({Policy.USER_DELETED}); write the annotation to say so, or otherwise"
+            f"{document.where} has no annotation {contract.lifecycle_key}: it is kept until the "
+            f"user is deleted ({Policy.USER_DELETED}); write the annotation to say so, or otherwise"
         )
         return Policy.USER_DELETED
     try:
         return Policy(written)
     except ValueError:
         raise ManifestError(
-            f"{document.where}: {rules.lifecycle_key} is {written!r}, not one of "
+            f"{document.where}: {contract.lifecycle_key} is {written!r}, not one of "
             + ", ".join(Policy)
         ) from None
 
 
-def _stamp(document: Document, identity: Identity, policy: Policy, rules: Rules) -> None:
+def _stamp(document: Document, identity: Identity, policy: Policy, contract: Contract) -> None:
     stamping.stamp(
         document.manifest,
         identity,
         policy,
-        lifecycle_key=rules.lifecycle_key,
-        select_own_pods=rules.select_own_pods,
-        gitops_guard=rules.gitops_guard,
+        lifecycle_key=contract.lifecycle_key,
+        select_own_pods=contract.select_own_pods,
+        gitops_guard=contract.gitops_guard,
     )
 
 

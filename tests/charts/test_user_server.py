@@ -160,7 +160,7 @@ def test_the_spawner_accepts_it(
         "escaped_user_server": who.user_server_slug,
         "labels": dict(who.server_labels),
     }
-    rules = manifests.Rules("users", shared_objects=("Secret/registry", "ServiceAccount/user"))
+    rules = manifests.Contract("users", shared_objects=("Secret/registry", "ServiceAccount/user"))
     documents = manifests.parse(run(**values, **own).documents)
     plan = manifests.prepare(documents, who, rules, namespaced=lambda _: True, nonce="n")
     assert not plan.warnings

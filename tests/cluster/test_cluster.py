@@ -14,7 +14,6 @@ import pytest
 from lightkube_template_spawner.cluster import cluster as module
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.cluster.live import Meta
 from lightkube_template_spawner.cluster.retry import within
 from lightkube_template_spawner.errors import (
     AlreadyThere,
@@ -31,11 +30,7 @@ from tests.support.objects import CONFIG, LIFECYCLE, ME, POD, YOU, manifest, pla
 from tests.support.timing import QUICK
 
 log = logging.getLogger("test")
-SELECTOR = ME.selector(LIFECYCLE, [Policy.STOPPED])
-
-
-def ours(meta: Meta) -> bool:
-    return ME.owns_as_server(meta.labels)
+MINE = ME.selection(LIFECYCLE, [Policy.STOPPED])
 
 
 def data(fake: FakeApiServer, name: str = "c") -> object:
@@ -177,7 +172,7 @@ def left(fake: FakeApiServer) -> set[str]:
 async def test_a_collection_goes_with_one_request(fake: FakeApiServer, cluster: Cluster) -> None:
     await several(cluster)
     fake.requests.clear()
-    found = await cluster.delete_matching(CONFIG, "hub", SELECTOR, ours, grace=3)
+    found = await cluster.delete_matching(CONFIG, "hub", MINE, grace=3)
     assert {meta.name for meta in found} == {"one", "two", "three"}
     assert left(fake) == {"theirs", "kept"}
     (seen,) = fake.requests
@@ -186,29 +181,18 @@ async def test_a_collection_goes_with_one_request(fake: FakeApiServer, cluster: 
     )  # fmt: skip
     assert seen.body == {"apiVersion": "v1", "kind": "DeleteOptions",
                          "propagationPolicy": "Background", "gracePeriodSeconds": 3}  # fmt: skip
-    assert await cluster.delete_matching(CONFIG, "hub", SELECTOR, ours) == []  # items: null
-
-
-async def test_no_empty_selector(fake: FakeApiServer, cluster: Cluster) -> None:
-    with pytest.raises(ValueError, match="empty selector"):
-        await cluster.delete_matching(CONFIG, "hub", "", ours)
-    assert not fake.requests
-
-
-async def test_no_empty_selector_one_by_one(fake: FakeApiServer, cluster: Cluster) -> None:
-    with pytest.raises(ValueError, match="empty selector"):
-        await cluster.delete_listed(CONFIG, "hub", "", ours)
+    assert await cluster.delete_matching(CONFIG, "hub", MINE) == []  # items: null
 
 
 async def test_no_write_is_ever_without_selector_or_name(
     fake: FakeApiServer, cluster: Cluster
 ) -> None:
     await several(cluster)
-    await cluster.delete_matching(CONFIG, "hub", SELECTOR, ours)
-    await cluster.delete_matching(replace(CONFIG, verbs=frozenset()), "hub", SELECTOR, ours)
+    await cluster.delete_matching(CONFIG, "hub", MINE)
+    await cluster.delete_matching(replace(CONFIG, verbs=frozenset()), "hub", MINE)
     for seen in fake.requests:
         if seen.method == "DELETE":
-            assert seen.path.count("/") == 6 or seen.query["labelSelector"] == SELECTOR
+            assert seen.path.count("/") == 6 or seen.query["labelSelector"] == MINE.selector
 
 
 @pytest.mark.parametrize("code", [403, 405, 422])
@@ -220,7 +204,7 @@ async def test_one_by_one_where_the_collection_is_refused(
     fake.faults.append(
         replace(text(code, "{}", "application/json"), method="DELETE", path="configmaps$")
     )
-    found = await cluster.delete_matching(CONFIG, "hub", SELECTOR, ours)
+    found = await cluster.delete_matching(CONFIG, "hub", MINE)
     assert {meta.name for meta in found} == {"one", "two", "three"}
     assert left(fake) == {"theirs", "kept"}
     single = [seen for seen in fake.requests if seen.path.count("/") == 6]
@@ -231,7 +215,7 @@ async def test_a_forbidden_collection_is_remembered(fake: FakeApiServer, cluster
     fake.forbidden.add(("deletecollection", "configmaps"))
     for _ in range(3):
         await several(cluster)
-        await cluster.delete_matching(CONFIG, "hub", SELECTOR, ours)
+        await cluster.delete_matching(CONFIG, "hub", MINE)
         fake.remove("ConfigMap", "hub", "theirs")
         fake.remove("ConfigMap", "hub", "kept")
     assert fake.count("DELETE .*configmaps$") == 1
@@ -242,7 +226,7 @@ async def test_one_that_refuses_keeps_no_other(fake: FakeApiServer, cluster: Clu
     policy = Refusal(422, "Invalid", "a policy protects it")
     fake.protected = {"one": policy, "two": Refusal(403, "Forbidden", "so says the webhook")}
     with pytest.raises(ClusterError) as caught:
-        await cluster.delete_matching(CONFIG, "hub", SELECTOR, ours)
+        await cluster.delete_matching(CONFIG, "hub", MINE)
     assert "ConfigMap/hub/one: a policy protects it" in str(caught.value)
     assert "ConfigMap/hub/two: so says the webhook" in str(caught.value)
     assert left(fake) == {"one", "two", "theirs", "kept"}
@@ -257,7 +241,7 @@ async def test_labels_are_checked_here_too(fake: FakeApiServer, cluster: Cluster
     fake.faults.append(
         Fault(answer=lambda: httpx2.Response(200, json=body), method="GET", path="configmaps$")
     )
-    found = await cluster.delete_listed(CONFIG, "hub", SELECTOR, ours)
+    found = await cluster.delete_listed(CONFIG, "hub", MINE)
     assert {meta.name for meta in found} == {"one", "two", "three", "kept"}
     assert left(fake) == {"theirs"}
 
@@ -271,7 +255,7 @@ async def test_an_object_replaced_meanwhile_stays(fake: FakeApiServer, cluster: 
             fake.put(manifest(name="one", identity=YOU))
 
     fake.on_request = replaced
-    found = await cluster.delete_listed(CONFIG, "hub", SELECTOR, ours)
+    found = await cluster.delete_listed(CONFIG, "hub", MINE)
     assert "two" in {meta.name for meta in found}
     assert left(fake) == {"one", "theirs", "kept"}
     live = fake.find("ConfigMap", "hub", "one")
@@ -284,8 +268,8 @@ async def test_absent_kinds_and_namespaces_have_nothing(
 ) -> None:
     verbs = CONFIG.verbs
     for kind in (Kind("no.example.org", "v1", "No", "noes", True, verbs), replace(CONFIG)):
-        assert await cluster.delete_matching(kind, "nowhere", SELECTOR, ours) == []
-        assert await cluster.delete_listed(kind, "nowhere", SELECTOR, ours) == []
+        assert await cluster.delete_matching(kind, "nowhere", MINE) == []
+        assert await cluster.delete_listed(kind, "nowhere", MINE) == []
 
 
 async def test_deletes_wait_out_a_bad_moment(fake: FakeApiServer, cluster: Cluster) -> None:
@@ -294,11 +278,11 @@ async def test_deletes_wait_out_a_bad_moment(fake: FakeApiServer, cluster: Clust
         replace(text(429, "Too many requests", Retry_After="0"), method="DELETE"),
         Fault(error=lambda: httpx2.ReadError("reset"), lost=True, method="DELETE"),
     ]
-    assert await cluster.delete_matching(CONFIG, "hub", SELECTOR, ours) == []
+    assert await cluster.delete_matching(CONFIG, "hub", MINE) == []
     assert left(fake) == {"theirs", "kept"}
     fake.faults = [Fault(error=lambda: httpx2.ConnectError("refused"), times=10_000)]
     with pytest.raises(TimeoutError, match="ConnectError refused"), within(0.1):
-        await cluster.delete_matching(CONFIG, "hub", SELECTOR, ours)
+        await cluster.delete_matching(CONFIG, "hub", MINE)
 
 
 async def test_a_write_that_waits_for_its_next_try_keeps_no_other(
@@ -311,9 +295,9 @@ async def test_a_write_that_waits_for_its_next_try_keeps_no_other(
     await several(cluster)
     async with anyio.create_task_group() as group:
         for _ in range(20):
-            group.start_soon(cluster.delete_matching, POD, "hub", SELECTOR, ours)
+            group.start_soon(cluster.delete_matching, POD, "hub", MINE)
         with anyio.fail_after(2):
-            assert await cluster.delete_matching(CONFIG, "hub", SELECTOR, ours)
+            assert await cluster.delete_matching(CONFIG, "hub", MINE)
         group.cancel_scope.cancel()
     await cluster.aclose()
 

@@ -95,7 +95,7 @@ def plan(*extra: dict[str, Any]) -> manifests.Plan:
     return manifests.prepare(
         manifests.parse({"all.yaml": [pod, thing(SECRET, "s", "own"), *extra]}),
         ME,
-        manifests.Rules("hub", namespaces=("own",), cluster_kinds=("v1/Namespace",)),
+        manifests.Contract("hub", namespaces=("own",), cluster_kinds=("v1/Namespace",)),
         namespaced=lambda key: KINDS[key].namespaced,
         nonce="",
     )

@@ -607,10 +607,6 @@ def planned(manifest: Obj, identity: Identity = IDENTITY, *, start: str = "1") -
     return Planned(manifest, Policy.STOPPED, 2, "a.yaml")
 
 
-def owned(meta: Meta) -> bool:
-    return IDENTITY.owns(meta.labels)
-
-
 async def _cluster(api: Api) -> Cluster:
     cluster = Cluster(api, IDENTITY.instance, log)
     await asyncio.sleep(0)  # let its supervisor begin
@@ -672,11 +668,11 @@ async def delete_matching_takes_what_is_ours(api: Api, space: str) -> None:
         await cluster.create(CONFIG, planned(config(space, name)), IDENTITY)
     stranger = Identity("contract", "stranger")
     await cluster.create(CONFIG, planned(config(space, "theirs"), stranger), stranger)
-    selector = IDENTITY.selector(LIFECYCLE, [Policy.STOPPED])
+    selection = IDENTITY.selection(LIFECYCLE, [Policy.STOPPED])
     for kind in (CONFIG, Kind("", "v1", "ConfigMap", "configmaps", True)):  # at once; one by one
-        found = await cluster.delete_matching(kind, space, selector, owned)
+        found = await cluster.delete_matching(kind, space, selection)
         assert {meta.name for meta in found} == {"one", "two"}
-        assert await cluster.delete_matching(kind, space, selector, owned) == []
+        assert await cluster.delete_matching(kind, space, selection) == []
         await gone(api, CONFIG, space, "one")
         await gone(api, CONFIG, space, "two")
         for name in ("one", "two"):

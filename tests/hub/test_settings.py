@@ -12,7 +12,7 @@ from traitlets.config import Config
 
 from lightkube_template_spawner.hub import settings as module
 from lightkube_template_spawner.hub.settings import Settings, default_chart
-from lightkube_template_spawner.objects.plan import RETAINED_KINDS, Rules
+from lightkube_template_spawner.objects.plan import RETAINED_KINDS, Contract
 
 SEED = {
     "template_path", "instance_name", "connection_annotation_key", "lifecycle_annotation_key",
@@ -118,7 +118,7 @@ def test_data_is_retained_unless_configured_otherwise() -> None:
 
 
 def test_defaults_of_traits_and_rules_are_the_same() -> None:
-    made, rules = Settings(), Rules(namespace="ns")
+    made, rules = Settings(), Contract(namespace="ns")
     assert made.connection_annotation_key == rules.connection_key
     assert made.lifecycle_annotation_key == rules.lifecycle_key
     assert tuple(made.retained_kinds) == rules.retained_kinds

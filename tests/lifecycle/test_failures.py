@@ -22,8 +22,8 @@ from lightkube_template_spawner.lifecycle.failures import (
     RETRY,
     SCHEDULING,
     Course,
+    FailureRules,
     Rule,
-    Rules,
     Symptom,
     of_controller,
     of_pod,
@@ -105,20 +105,20 @@ def refused(what: str) -> str:
     (Symptom(EVENT, "p", "Pulled: image"), None),
 ])  # fmt: skip
 def test_the_first_rule_that_fits(symptom: Symptom, name: str | None) -> None:
-    rules = Rules()
+    rules = FailureRules()
     assert rules.match(symptom) == (DEFAULTS[name] if name else None)
 
 
 def test_every_default_rule_is_one_that_an_administrator_could_write() -> None:
     given_as = ("where", "pattern", "reason", "grace", "restarts", "heard")
     rows = {f"mine-{n}": {k: getattr(r, k) for k in given_as} for n, r in DEFAULTS.items()}
-    made = Rules(rows).rows
+    made = FailureRules(rows).rows
     assert list(made) == [*rows, *DEFAULTS]
     assert [made[f"mine-{name}"] for name in DEFAULTS] == list(DEFAULTS.values())
 
 
 def test_the_words_for_refusals_and_how_long_an_answer_is_worth_another_try() -> None:
-    rules = Rules({"webhook-down": {"grace": 3}})
+    rules = FailureRules({"webhook-down": {"grace": 3}})
     assert rules.refused(refused("exceeded quota: q")) == "quota"
     assert rules.refused(WEBHOOK) == "admission"
     assert rules.refused("something new") == "cluster"
@@ -130,7 +130,7 @@ def test_the_words_for_refusals_and_how_long_an_answer_is_worth_another_try() ->
 
 
 def test_a_rule_can_be_changed_dropped_and_added() -> None:
-    rules = Rules({
+    rules = FailureRules({
         "image": {"grace": None},
         "queue": None,
         "licence": {"where": "event", "pattern": "^No", "reason": "licence", "grace": 1.5},
@@ -169,7 +169,7 @@ WHOLE = {"where": "event", "pattern": "x", "reason": "x", "grace": 1}
 ])  # fmt: skip
 def test_a_bad_rule_is_named_with_what_belongs_there(changes: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Rules(changes)
+        FailureRules(changes)
 
 
 KEYS = st.sampled_from(["where", "pattern", "reason", "grace", "restarts", "heard", "other"])
@@ -181,7 +181,7 @@ NAMES = st.sampled_from([*DEFAULTS, "mine", ""])
        st.text())  # fmt: skip
 def test_whatever_is_configured_is_refused_in_words_or_works(changes: Any, words: str) -> None:
     try:
-        rules = Rules(changes)
+        rules = FailureRules(changes)
     except ValueError as error:
         if not re.match(r"rule |it is a ", str(error)):
             raise
@@ -196,7 +196,7 @@ def test_whatever_is_configured_is_refused_in_words_or_works(changes: Any, words
 
 
 def test_a_trouble_lasts_until_it_is_gone_and_then_begins_anew() -> None:
-    course = Course(Rules())
+    course = Course(FailureRules())
     pull = Symptom(CONTAINER, "p", "ErrImagePull: refused")
     back_off = Symptom(CONTAINER, "p", "ImagePullBackOff: refused")
     assert [t.due for t in course.troubles([pull], 100)] == [115]
@@ -206,7 +206,7 @@ def test_a_trouble_lasts_until_it_is_gone_and_then_begins_anew() -> None:
 
 
 def test_an_autoscalers_word_gives_more_time_from_the_beginning_on() -> None:
-    course = Course(Rules())
+    course = Course(FailureRules())
     plain = Symptom(SCHEDULING, "p", UNSCHEDULABLE)
     coming = Symptom(SCHEDULING, "p", UNSCHEDULABLE, heard=HEARD_UP)
     assert [t.due for t in course.troubles([plain], 0)] == [60]
@@ -214,7 +214,7 @@ def test_an_autoscalers_word_gives_more_time_from_the_beginning_on() -> None:
 
 
 def test_time_in_a_queue_does_not_count() -> None:
-    course = Course(Rules())
+    course = Course(FailureRules())
     gated = list(of_pod("Pod/hub/s", pod(spec={"schedulingGates": [{"name": "g"}]})))
     assert [t.due for t in course.troubles(gated, 0)] == [math.inf]
     waits = list(of_pod("Pod/hub/s", pod(conditions=[placed("Unschedulable")])))
@@ -224,12 +224,15 @@ def test_time_in_a_queue_does_not_count() -> None:
 def test_what_is_due_first_is_told_first() -> None:
     both = [Symptom(SCHEDULING, "p", UNBOUND), Symptom(EVENT, "c", "ProvisioningFailed: "
             'storageclass.storage.k8s.io "x" not found')]  # fmt: skip
-    assert [t.symptom.where for t in Course(Rules()).troubles(both, 0)] == [EVENT, SCHEDULING]
+    assert [t.symptom.where for t in Course(FailureRules()).troubles(both, 0)] == [
+        EVENT,
+        SCHEDULING,
+    ]
 
 
 @given(st.lists(st.tuples(st.floats(0, 50), st.booleans()), max_size=20))
 def test_no_trouble_is_ever_due_before_its_grace(steps: list[tuple[float, bool]]) -> None:
-    course = Course(Rules())
+    course = Course(FailureRules())
     symptom = Symptom(CONTAINER, "p", "ErrImagePull: refused")
     now, since = 0.0, None
     for passed, there in steps:

@@ -30,9 +30,10 @@ from lightkube_template_spawner.lifecycle import failures, liveness
 from lightkube_template_spawner.lifecycle.launcher import Launcher
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.removal import Removal
+from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import DIGEST, OWNER, Identity, Policy
-from lightkube_template_spawner.objects.plan import Rules
+from lightkube_template_spawner.objects.plan import Contract
 from lightkube_template_spawner.objects.status import Ended
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, Seen, text
@@ -40,7 +41,7 @@ from tests.support.objects import LIFECYCLE, ME, YOU, manifest
 from tests.support.timing import QUICK
 
 log = logging.getLogger("test")
-RULES = Rules("hub")
+RULES = Contract("hub")
 ROUTE = Route()
 CONNECTION = {"kubetemplatespawner/connection": "true"}
 
@@ -87,8 +88,8 @@ class World:
         identity: Identity = ME,
         *,
         before: Record | None = None,
-        rules: Rules = RULES,
-        limits: failures.Rules | None = None,
+        rules: Contract = RULES,
+        limits: failures.FailureRules | None = None,
         timeout: float = 5,
     ) -> Record:
         files = chart() if objects is None else objects
@@ -99,7 +100,7 @@ class World:
             ROUTE,
             log,
             lambda text, _: self.told.append(text),
-            limits or failures.Rules(),
+            limits or failures.FailureRules(),
         )
         running = asyncio.create_task(self._run_pods())
         try:
@@ -789,7 +790,7 @@ async def test_adopting_a_running_server(world: World, fake: FakeApiServer) -> N
     lost = replace(record, url="", ready=False)
     assert await launcher.adopt(lost, timeout=1) == record
     await world.stop(record)
-    with pytest.raises(StartFailed, match="Service/hub/s does not exist"):
+    with pytest.raises(StartFailed, match="Service/hub/s: it was deleted"):
         await launcher.adopt(lost, timeout=1)
 
 
@@ -846,7 +847,7 @@ async def test_a_webhook_that_is_down_ends_the_start_in_its_rules_time(
     body = f'{{"message": "{message}", "reason": "InternalError", "code": 500}}'
     fault = text(500, body, "application/json")
     fake.faults.append(replace(fault, method="PATCH", path="pods/s", times=9999))
-    limits = failures.Rules({"webhook-down": {"grace": 0.05}})
+    limits = failures.FailureRules({"webhook-down": {"grace": 0.05}})
     with pytest.raises(Unavailable, match=r"Pod/hub/s \(pod.yaml\) was refused: .*webhook"):
         await world.launch(timeout=60, limits=limits)
 
@@ -869,7 +870,7 @@ async def test_the_rules_hold_for_a_server_that_is_adopted(
     assert item is not None
     fake.put({**item, "status": {"conditions": [failing]}})
     new = Cluster(connect(tmp_path, transport=fake), ME.instance, log, QUICK)
-    limits = failures.Rules({"quota": {"grace": 0.05}})
+    limits = failures.FailureRules({"quota": {"grace": 0.05}})
     launcher = Launcher(new, ME, RULES, ROUTE, log, lambda text, _: None, limits)
     with pytest.raises(StartFailed, match=r"Deployment/hub/s: FailedCreate: .*exceeded quota: q"):
         await launcher.adopt(world.saved[-1], timeout=30)
@@ -962,11 +963,11 @@ async def test_the_servers_pod_is_where_its_service_is(world: World, fake: FakeA
     files["pod"]["spec"]["volumes"] = []
     record = await world.launch(files, rules=replace(RULES, namespaces=("other",)))
     assert record.pods_in == "other"
-    limits = liveness.Limits()
-    assert liveness.look(world.cluster, record, limits) is None
+    server, limits = Server(world.cluster, record), liveness.Limits()
+    assert liveness.look(server, limits) is None
     fake.remove("Pod", "other", "s")
-    await until(lambda: liveness.look(world.cluster, record, limits))
-    missing = liveness.look(world.cluster, record, limits)
+    await until(lambda: liveness.look(server, limits))
+    missing = liveness.look(server, limits)
     assert isinstance(missing, liveness.Missing)
     assert await liveness.confirm(world.cluster, missing, log) == Ended(
         1, "Pod/other/s was deleted"

@@ -13,6 +13,7 @@ from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.lifecycle import liveness
 from lightkube_template_spawner.lifecycle.liveness import Limits, Missing, Silent
 from lightkube_template_spawner.lifecycle.record import Record
+from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.identity import OWNER
 from lightkube_template_spawner.objects.ref import SERVICE, KindRef, ObjectRef
 from lightkube_template_spawner.objects.status import Ended
@@ -49,14 +50,14 @@ async def served(fake: FakeApiServer, cluster: Cluster, kind: str, *others: Obj)
     record = Record(
         ME, "hub", connection=ObjectRef(KindRef("v1", kind), "hub", "s", uid), live=True
     )
-    await liveness.watch(cluster, record)
+    await liveness.watch(Server(cluster, record))
     await asyncio.sleep(0.02)  # the fake's controllers, and their events
     return record
 
 
 async def look(cluster: Cluster, record: Record) -> Any:
     await asyncio.sleep(0.02)
-    return liveness.look(cluster, record, LIMITS)
+    return liveness.look(Server(cluster, record), LIMITS)
 
 
 # -- a pod of the template's own ------------------------------------------------------------------
@@ -178,7 +179,7 @@ async def test_other_pods_of_the_server_do_not_count(fake: FakeApiServer, cluste
     database = pod("db")
     database["metadata"]["labels"]["app"] = "db"
     record = await served(fake, cluster, "Service", pod("s-1"), database)
-    assert [live.meta.name for live in liveness.server_pods(cluster, record)] == ["s-1"]
+    assert [live.meta.name for live in Server(cluster, record).main_pods()] == ["s-1"]
     fake.remove("Pod", "hub", "s-1")
     assert isinstance(await look(cluster, record), Silent)
 
@@ -209,14 +210,16 @@ async def test_the_api_server_is_asked_where_the_stores_tell_old_news(
 ) -> None:
     record = await served(fake, cluster, kind, *([pod()] if kind == "Service" else []))
     record = replace(record, pod="s")
-    assert await liveness.ask(cluster, record, LIMITS, log) is None
+    assert await liveness.ask(Server(cluster, record), LIMITS, log) is None
     fake.put(pod(containerStatuses=[CRASHED]))
-    over = await liveness.ask(cluster, record, LIMITS, log)
+    over = await liveness.ask(Server(cluster, record), LIMITS, log)
     assert over is not None
     assert "CrashLoopBackOff" in over.reason
     fake.remove("Pod", "hub", "s")
     gone = Ended(1, "Pod/hub/s was deleted")
-    assert await liveness.ask(cluster, record, LIMITS, log) == gone
-    assert await liveness.ask(cluster, replace(record, connection=None), LIMITS, log) is None
+    assert await liveness.ask(Server(cluster, record), LIMITS, log) == gone
+    assert (
+        await liveness.ask(Server(cluster, replace(record, connection=None)), LIMITS, log) is None
+    )
     fake.forbidden.add(("get", "pods"))
-    assert await liveness.ask(cluster, record, LIMITS, log) is None
+    assert await liveness.ask(Server(cluster, record), LIMITS, log) is None

@@ -18,6 +18,7 @@ from lightkube_template_spawner.lifecycle import liveness
 from lightkube_template_spawner.lifecycle.liveness import Missing
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.removal import Removal
+from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.objects.ref import POD, ObjectRef
 from tests.lifecycle.test_launcher import RULES, World, chart, log
@@ -83,8 +84,7 @@ async def launch(world: World, identity: Identity = ME) -> Record:
 
 async def purge(world: World, identity: Identity, record: Record) -> None:
     await Removal(world.cluster, log).purge(
-        identity.user_selector(),
-        lambda meta: identity.owns(meta.labels),
+        identity.user_selection(),
         owner=identity.owner,
         namespaces=["hub", *record.namespaces],
         known=record.retained,
@@ -355,8 +355,9 @@ async def test_where_the_right_to_all_namespaces_goes_each_is_watched_by_itself(
 
 
 async def look(world: World, record: Record) -> object:
-    await liveness.watch(world.cluster, record)
-    return liveness.look(world.cluster, record, liveness.Limits())
+    server = Server(world.cluster, record)
+    await liveness.watch(server)
+    return liveness.look(server, liveness.Limits())
 
 
 async def test_many_that_wait_for_a_watch_of_all_namespaces_fall_back_together(

@@ -18,6 +18,7 @@ from lightkube_template_spawner.lifecycle import failures
 from lightkube_template_spawner.lifecycle import readiness as module
 from lightkube_template_spawner.lifecycle.readiness import Waiting
 from lightkube_template_spawner.lifecycle.record import Record
+from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.ref import POD, ObjectRef
 from tests.support.connect import connect
 from tests.support.fake_apiserver import KINDS, FakeApiServer, Fault, Served
@@ -70,8 +71,10 @@ class Start:
         """With these rules, by name, and no other that could end it within a test."""
         rows: dict[str, object] = {name: {"grace": LATER} for name in failures.DEFAULTS}
         rows |= {name.replace("_", "-"): {"grace": grace} for name, grace in graces.items()}
-        rules = failures.Rules(rows)
-        return Waiting(self.cluster, RECORD, rules, lambda text, _: self.told.append(text), log)
+        rules = failures.FailureRules(rows)
+        return Waiting(
+            Server(self.cluster, RECORD), rules, lambda text, _: self.told.append(text), log
+        )
 
     async def lasts(self, waiting: Waiting, seconds: float = 4 * SOON) -> None:
         """It goes on waiting."""

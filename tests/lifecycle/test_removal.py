@@ -314,9 +314,7 @@ def _cancel_at(fake: FakeApiServer, task: asyncio.Task[None], number: int, momen
 
 async def purge(cluster: Cluster, **options: Any) -> None:
     given: dict[str, Any] = {"namespaces": ["hub"], "known": {}, "timeout": 2, **options}
-    await Removal(cluster, log).purge(
-        ME.user_selector(), lambda meta: ME.owns(meta.labels), owner=ME.owner, **given
-    )
+    await Removal(cluster, log).purge(ME.user_selection(), owner=ME.owner, **given)
 
 
 async def test_a_user_leaves_nothing(fake: FakeApiServer, cluster: Cluster) -> None:

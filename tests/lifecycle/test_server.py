@@ -16,7 +16,7 @@ from lightkube_template_spawner.lifecycle.launcher import Launcher
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.connection import Address, Route
-from lightkube_template_spawner.objects.plan import Rules
+from lightkube_template_spawner.objects.plan import Contract
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.objects import ME, manifest
 
@@ -55,7 +55,7 @@ def service(**spec: Any) -> dict[str, Any]:
 
 async def adopted(cluster: Cluster, record: Record) -> Record:
     log = logging.getLogger("test")
-    launcher = Launcher(cluster, ME, Rules("hub"), Route(), log, lambda text, _: None)
+    launcher = Launcher(cluster, ME, Contract("hub"), Route(), log, lambda text, _: None)
     return await launcher.adopt(record, timeout=1)
 
 
@@ -107,8 +107,9 @@ async def test_what_an_earlier_version_started_stays_where_it_is(
 ) -> None:
     record = recorded(case)
     put(fake, record, **parts)
-    await liveness.watch(cluster, record)
-    assert Server(cluster, record).url(Route()) == record.url
+    server = Server(cluster, record)
+    await liveness.watch(server)
+    assert server.url(Route()) == record.url
 
 
 async def test_an_address_that_nobody_recorded_is_refused(

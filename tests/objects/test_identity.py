@@ -10,7 +10,7 @@ import string
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import assume, given, settings
@@ -23,6 +23,7 @@ from lightkube_template_spawner.objects.identity import (
     USERNAME,
     Identity,
     Policy,
+    Selection,
     hub_selector,
     slugs,
 )
@@ -286,3 +287,43 @@ def test_foreign_state_gives_no_identity(state: object) -> None:
 def test_state_of_wrong_types_beside_the_names_is_read_as_unknown() -> None:
     state = {"instance": "hub", "username": "alice", "servername": None, "userid": "7"}
     assert Identity.from_state(state) == Identity("hub", "alice")
+
+
+# -- selections -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Item:
+    labels: Mapping[str, str]
+    name: str = ""
+
+
+def test_a_selection_checks_what_the_selector_says() -> None:
+    server, sibling = Identity("hub", "alice"), Identity("hub", "alice", "gpu")
+    stop = server.selection(KEY, [Policy.STOPPED])
+    assert stop.selector == server.selector(KEY, [Policy.STOPPED])
+    assert stop.matches(Item(labels_of(server)))
+    assert not stop.matches(Item(labels_of(sibling)))
+    removal = server.user_selection()
+    assert removal.selector == server.user_selector()
+    assert removal.matches(Item(labels_of(sibling)))
+    assert not removal.matches(Item(labels_of(Identity("hub", "bob"))))
+
+
+def test_a_selection_is_narrowed() -> None:
+    server = Identity("hub", "alice")
+
+    def is_x(item: Item) -> bool:
+        return item.name == "x"
+
+    everything: Selection[Item] = server.user_selection()
+    narrow = everything.where(is_x)
+    assert narrow.selector == server.user_selector()
+    assert narrow.matches(Item(labels_of(server), "x"))
+    assert not narrow.matches(Item(labels_of(server), "y"))
+    assert not narrow.matches(Item({}, "x"))
+
+
+def test_no_selection_is_of_everything() -> None:
+    with pytest.raises(ValueError, match="empty selector"):
+        Selection("", lambda item: True)

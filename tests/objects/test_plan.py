@@ -24,10 +24,10 @@ from lightkube_template_spawner.objects.identity import (
     Identity,
     Policy,
 )
-from lightkube_template_spawner.objects.plan import LAST, Plan, Rules
+from lightkube_template_spawner.objects.plan import LAST, Contract, Plan
 
 ALICE = Identity("hub", "alice", "gpu", 7)
-RULES = Rules(namespace="ns")
+RULES = Contract(namespace="ns")
 CONNECTION, LIFECYCLE = RULES.connection_key, RULES.lifecycle_key
 CLUSTER_SCOPED = {"Namespace", "PersistentVolume", "ClusterRole", "StorageClass"}
 PROPERTY = settings(deadline=None, max_examples=40, derandomize=True)
@@ -58,7 +58,7 @@ def parse(*objects: object) -> list[manifests.Document]:
 
 
 def plan(
-    *objects: object, rules: Rules = RULES, nonce: str = "n", identity: Identity = ALICE
+    *objects: object, rules: Contract = RULES, nonce: str = "n", identity: Identity = ALICE
 ) -> Plan:
     return manifests.prepare(
         parse(*objects),
@@ -69,7 +69,7 @@ def plan(
     )
 
 
-def refused(*objects: object, rules: Rules = RULES) -> str:
+def refused(*objects: object, rules: Contract = RULES) -> str:
     with pytest.raises(ManifestError) as caught:
         plan(*objects, rules=rules)
     return str(caught.value)
@@ -261,7 +261,7 @@ def test_two_containers_may_set_the_same_variable() -> None:
      ("Pod", 253), ("ConfigMap", 253)],
 )  # fmt: skip
 def test_a_name_over_its_kinds_limit_is_refused(kind: str, limit: int) -> None:
-    rules = Rules(namespace="ns", cluster_kinds=("v1/Namespace",))
+    rules = Contract(namespace="ns", cluster_kinds=("v1/Namespace",))
     assert len(plan(thing(kind, "a" * limit), server(), rules=rules).objects) == 2
     message = refused(thing(kind, "a" * (limit + 1)), server(), rules=rules)
     assert f"its name has {limit + 1} characters, more than {limit}" in message
@@ -292,13 +292,13 @@ def test_a_namespace_that_is_not_allowed_is_refused() -> None:
 
 @pytest.mark.parametrize("pattern", ["team", "t*", "*"])
 def test_an_allowed_namespace_is_accepted(pattern: str) -> None:
-    rules = Rules(namespace="ns", namespaces=(pattern,))
+    rules = Contract(namespace="ns", namespaces=(pattern,))
     made = plan(server(), thing("Secret", at={"namespace": "team"}), rules=rules)
     assert made.objects[0].reference == "Secret/team/x"
 
 
 def test_a_namespace_that_the_template_makes_is_accepted() -> None:
-    rules = Rules(namespace="ns", cluster_kinds=("v1/Namespace",))
+    rules = Contract(namespace="ns", cluster_kinds=("v1/Namespace",))
     own = thing("Namespace", "own", at={"annotations": {LIFECYCLE: "user-deleted"}})
     made = plan(server(), own, thing("Secret", at={"namespace": "own"}), rules=rules)
     assert [item.reference for item in made.objects] == [
@@ -312,12 +312,12 @@ def test_a_cluster_scoped_kind_is_refused_unless_listed() -> None:
     role = thing("ClusterRole", "r", "rbac.authorization.k8s.io/v1")
     name = "rbac.authorization.k8s.io/v1/ClusterRole"
     assert f"`cluster_kinds`: ['{name}']" in refused(server(), role)
-    made = plan(server(), role, rules=Rules(namespace="ns", cluster_kinds=(name,)))
+    made = plan(server(), role, rules=Contract(namespace="ns", cluster_kinds=(name,)))
     assert made.objects[0].namespace == ""
 
 
 def test_a_cluster_scoped_object_loses_a_namespace_that_it_cannot_have() -> None:
-    rules = Rules(namespace="ns", cluster_kinds=("v1/PersistentVolume",))
+    rules = Contract(namespace="ns", cluster_kinds=("v1/PersistentVolume",))
     made = plan(server(), thing("PersistentVolume", at={"namespace": "kube-system"}), rules=rules)
     assert "namespace" not in made.objects[0].manifest["metadata"]
 
@@ -331,7 +331,7 @@ def test_an_object_rendered_twice_is_refused() -> None:
 
 
 def test_the_same_name_in_another_namespace_kind_or_group_is_another_object() -> None:
-    rules = Rules(namespace="ns", namespaces=("b",))
+    rules = Contract(namespace="ns", namespaces=("b",))
     others = [
         thing("Pod", "server", at={"namespace": "b"}),
         thing("Secret", "server"),
@@ -348,7 +348,7 @@ def test_an_object_in_two_versions_of_its_group_is_one_object() -> None:
 def test_a_reference_out_of_the_set_is_refused_unless_shared() -> None:
     spec = {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "home-bob"}}]}
     assert "`shared_objects`" in refused(server(spec=spec))
-    shared = Rules(namespace="ns", shared_objects=("PersistentVolumeClaim/home-*",))
+    shared = Contract(namespace="ns", shared_objects=("PersistentVolumeClaim/home-*",))
     assert plan(server(spec=spec), rules=shared).connection.name == "server"
 
 
@@ -396,7 +396,7 @@ def test_the_connection_object_lists_the_kinds_that_a_stop_removes() -> None:
 # -- lifecycles -----------------------------------------------------------------------------------
 
 
-def policies(*objects: object, rules: Rules = RULES) -> dict[str, Policy]:
+def policies(*objects: object, rules: Contract = RULES) -> dict[str, Policy]:
     return {item.manifest["kind"]: item.policy for item in plan(*objects, rules=rules).objects}
 
 
@@ -413,7 +413,7 @@ def test_without_annotation_data_is_kept_with_a_warning_and_the_rest_goes() -> N
 
 
 def test_listed_kinds_are_kept_too() -> None:
-    rules = Rules(namespace="ns", retained_kinds=("example.com/v1/Database",))
+    rules = Contract(namespace="ns", retained_kinds=("example.com/v1/Database",))
     database = thing("Database", api_version="example.com/v1")
     assert policies(server(), database, rules=rules)["Database"] is Policy.USER_DELETED
     claim = thing("PersistentVolumeClaim")
@@ -443,7 +443,7 @@ def test_a_connection_object_that_outlives_its_server_is_told() -> None:
 
 
 def test_other_annotation_keys_can_be_configured() -> None:
-    rules = Rules(namespace="ns", connection_key="my/connection", lifecycle_key="my/lifecycle")
+    rules = Contract(namespace="ns", connection_key="my/connection", lifecycle_key="my/lifecycle")
     pod = thing("Pod", at={"annotations": {"my/connection": "true"}})
     made = plan(pod, rules=rules)
     assert made.connection.manifest["metadata"]["labels"]["my/lifecycle"] == "server-stopped"
@@ -455,7 +455,7 @@ def test_a_contradicting_label_is_refused_with_the_objects_name() -> None:
 
 
 def test_places_name_kinds_and_namespaces_of_a_lifecycle() -> None:
-    rules = Rules(namespace="ns", namespaces=("b",))
+    rules = Contract(namespace="ns", namespaces=("b",))
     keep = {"annotations": {LIFECYCLE: "server-deleted"}}
     made = plan(
         server(),
@@ -498,7 +498,7 @@ def test_a_set_that_deletes_volumes_that_are_to_outlive_it_is_told(
 
 
 def test_objects_come_in_the_order_in_which_they_need_each_other() -> None:
-    rules = Rules(namespace="ns", cluster_kinds=("v1/Namespace",), retained_kinds=())
+    rules = Contract(namespace="ns", cluster_kinds=("v1/Namespace",), retained_kinds=())
     kinds = ["Deployment", "NetworkPolicy", "Secret", "Service", "ServiceAccount", "Namespace"]
     made = plan(server(), *(thing(kind) for kind in kinds), rules=rules)
     assert [item.manifest["kind"] for item in made.objects] == [
@@ -572,7 +572,7 @@ def sets_of_objects(draw: st.DrawFn) -> list[dict[str, Any]]:
     return draw(st.permutations(objects))
 
 
-ALL_ALLOWED = Rules(namespace="ns", cluster_kinds=("v1/Namespace",))
+ALL_ALLOWED = Contract(namespace="ns", cluster_kinds=("v1/Namespace",))
 
 
 @PROPERTY
@@ -655,7 +655,7 @@ SPOILT = [(item, way) for item in WHOLE for way in ways(item)]
 @pytest.mark.parametrize("value", [None, "x", 3, False, [], {}, ["x"], {"x": 1}], ids=repr)
 def test_whatever_a_template_renders_is_planned_as_the_users_or_refused(value: object) -> None:
     """Each part of a whole object in turn is something else: never a TypeError during a start."""
-    rules = Rules(namespace="ns", cluster_kinds=("*",), shared_objects=("*",))
+    rules = Contract(namespace="ns", cluster_kinds=("*",), shared_objects=("*",))
     planned = 0
     for item, way in SPOILT:
         spoilt = copy.deepcopy(item)
