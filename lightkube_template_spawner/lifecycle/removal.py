@@ -38,9 +38,9 @@ from lightkube_template_spawner.objects import status
 from lightkube_template_spawner.objects.identity import OWNER, SERVERNAME, Policy, Selection
 from lightkube_template_spawner.objects.ref import NAMESPACE, POD, ObjectRef
 
-Found = tuple[Kind, Meta]
+Target = tuple[Kind, Meta]  # an object that is to go
 Place = tuple[Kind, str]  # kind, namespace ("" for cluster-scoped)
-Delete = Callable[[Place], Awaitable[list[Found]]]
+Delete = Callable[[Place], Awaitable[list[Target]]]
 
 _CONFIRM = 1.0
 _DOUBT = 10.0  # seconds after which a watch that tells nothing may be dead
@@ -112,7 +112,7 @@ class Removal:
         def leads(kind: Kind) -> bool:
             return is_workload(kind) or (first is not None and kind.ref == first.kind)
 
-        async def delete(place: Place) -> list[Found]:
+        async def delete(place: Place) -> list[Target]:
             kind, namespace = place
             gone = await self._cluster.delete_matching(
                 kind,
@@ -168,7 +168,7 @@ class Removal:
         """Deleting one by one what is selected and no controller made."""
         uncontrolled = selection.where(lambda meta: not meta.controlled)
 
-        async def delete(place: Place) -> list[Found]:
+        async def delete(place: Place) -> list[Target]:
             kind, namespace = place
             gone = await self._cluster.delete_listed(kind, namespace, uncontrolled)
             return [(kind, meta) for meta in gone]
@@ -226,7 +226,7 @@ class Removal:
                 f"nothing was removed in {timeout:.0f} s: which kinds there are is not known: "
                 f"{error}"
             ) from None
-        left: list[Found] = []
+        left: list[Target] = []
         for phase in _Phase:
             chosen = [
                 place
@@ -238,7 +238,7 @@ class Removal:
             left += await self._phase(chosen, delete, deadline)
             deadline = max(deadline, anyio.current_time() + timeout / 8)
         stay = [*dict.fromkeys(self._lost.values())]
-        left = [found for found in left if found[1].uid not in self._lost]
+        left = [target for target in left if target[1].uid not in self._lost]
         if stay and not left and not self._refused:
             raise NodeLost("; ".join(stay))
         if left:
@@ -249,26 +249,28 @@ class Removal:
         if stay:
             raise RemovalIncomplete("; ".join(stay))
 
-    async def _phase(self, places: Iterable[Place], delete: Delete, deadline: float) -> list[Found]:
+    async def _phase(
+        self, places: Iterable[Place], delete: Delete, deadline: float
+    ) -> list[Target]:
         """Ask all to go and wait until they are gone; those that are not by the deadline."""
-        left: list[Found] = []
+        left: list[Target] = []
         unasked = list(places)
 
-        async def gone(found: Found) -> None:
+        async def gone(target: Target) -> None:
             try:
-                await self.gone(found)
-                left.remove(found)
-                if found[0].ref == NAMESPACE:
-                    self._cluster.leave(found[1].name)
+                await self.gone(target)
+                left.remove(target)
+                if target[0].ref == NAMESPACE:
+                    self._cluster.leave(target[1].name)
             except NodeLost as error:
-                self._lost[found[1].uid] = str(error)
+                self._lost[target[1].uid] = str(error)
 
         async def clear(place: Place) -> None:
-            found = await self._delete(place, delete)
+            targets = await self._delete(place, delete)
             unasked.remove(place)
-            left.extend(found)
-            self._spaces |= {meta.name for kind, meta in found if kind.ref == NAMESPACE}
-            await each(gone, found)
+            left.extend(targets)
+            self._spaces |= {meta.name for kind, meta in targets if kind.ref == NAMESPACE}
+            await each(gone, targets)
 
         try:
             with within(deadline - anyio.current_time()):
@@ -277,7 +279,7 @@ class Removal:
             self._refused += [f"{_where(place)}: {error}" for place in unasked]
         return left
 
-    async def _delete(self, place: Place, delete: Delete) -> list[Found]:
+    async def _delete(self, place: Place, delete: Delete) -> list[Target]:
         try:
             return await delete(place)
         except NotFound:
@@ -290,37 +292,37 @@ class Removal:
             self._refused.append(f"{_where(place)}: {error}")
             return [(place[0], meta) for meta in error.deleted]
 
-    async def gone(self, found: Found) -> None:
+    async def gone(self, target: Target) -> None:
         """Wait until this very object is gone, by the watch; by asking where nothing watches.
 
         Raises:
             NodeLost: it will not go before its node answers.
         """
-        meta = found[1]
+        meta = target[1]
         owner = meta.labels.get(OWNER, "")
-        watched = meta.uid in self._known or bool(self._seen(found))
+        watched = meta.uid in self._known or bool(self._seen(target))
 
         def over() -> bool | None:
-            return True if not self._seen(found) or self._lost_pods(found) else None
+            return True if not self._seen(target) or self._lost_pods(target) else None
 
         while True:
             if watched:
                 with anyio.move_on_after(_DOUBT):
                     await self._cluster.changes.wait_until(owner, over)
-                    if not self._seen(found):
+                    if not self._seen(target):
                         return
-            if not await self._there(found):
+            if not await self._there(target):
                 return
-            await self._give_up(self._lost_pods(found))
+            await self._give_up(self._lost_pods(target))
             if not watched:
                 await anyio.sleep(_CONFIRM)
 
-    def _lost_pods(self, found: Found) -> list[tuple[Live, str]]:
+    def _lost_pods(self, target: Target) -> list[tuple[Live, str]]:
         """Pods that keep it because their node, named beside, does not answer.
 
         A controller waits for its pods: it is kept if none of the server's others is left.
         """
-        kind, meta = found
+        kind, meta = target
         if not is_workload(kind):
             return []
         pods = [
@@ -343,8 +345,8 @@ class Removal:
             self._forced.add(live.meta.uid)
             await self._cluster.delete_now(live.kind, live.meta)
 
-    async def _there(self, found: Found) -> bool:
-        kind, meta = found
+    async def _there(self, target: Target) -> bool:
+        kind, meta = target
         try:
             async with self._asking:
                 live = await self._cluster.get(kind, meta.namespace, meta.name)
@@ -354,9 +356,9 @@ class Removal:
             return False  # a right to list and delete, and none to look: nothing tells when it went
         return live is not None and live["metadata"].get("uid") == meta.uid
 
-    def _seen(self, found: Found) -> Meta | None:
+    def _seen(self, target: Target) -> Meta | None:
         """The object as an open store has it; none is opened for one that goes away."""
-        kind, meta = found
+        kind, meta = target
         for store in self._cluster.stores():
             if store.kind.ref == kind.ref:
                 live = store.get(meta.namespace, meta.name)
@@ -369,9 +371,9 @@ def _where(place: Place) -> str:
     return f"{place[0]} in {place[1] or 'the cluster'}"
 
 
-def held(found: Found) -> str:
+def held(target: Target) -> str:
     """The object, and the finalizers that keep it from going."""
-    kind, meta = found
+    kind, meta = target
     by = f" (held by {', '.join(meta.finalizers)})" if meta.finalizers else ""
     return f"{ObjectRef(kind.ref, meta.namespace, meta.name)}{by}"
 
