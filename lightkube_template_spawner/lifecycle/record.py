@@ -11,7 +11,7 @@ from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.objects.ref import ObjectRef
 
 STATE = "lightkube_template_spawner"  # our part of a spawner's state
-Places = Mapping[str, tuple[str, ...]]
+Namespaces = Mapping[str, tuple[str, ...]]  # of a server's objects, by kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Record:
     identity: Identity
     namespace: str
     cluster: str = ""
-    kinds: Places = field(default_factory=dict)
-    retained: Places = field(default_factory=dict)
+    kinds: Namespaces = field(default_factory=dict)
+    retained: Namespaces = field(default_factory=dict)
     connection: ObjectRef | None = None
     address: Address | None = None
     pod: str = ""
@@ -79,8 +79,8 @@ class Record:
             identity,
             namespace,
             cluster=str(state.get("cluster") or ""),
-            kinds=_places(state.get("kinds")),
-            retained=_places(state.get("retained")),
+            kinds=_namespaces(state.get("kinds")),
+            retained=_namespaces(state.get("retained")),
             connection=ObjectRef.from_state(connection)
             if isinstance(connection, Mapping)
             else None,
@@ -112,11 +112,11 @@ class Record:
         )
 
 
-def merged(*found: Places) -> dict[str, tuple[str, ...]]:
+def merged(*parts: Namespaces) -> dict[str, tuple[str, ...]]:
     """All kinds, each with every namespace that any of them names."""
     places: dict[str, set[str]] = {}
-    for each in found:
-        for kind, names in each.items():
+    for part in parts:
+        for kind, names in part.items():
             places.setdefault(kind, set()).update(names)
     return {kind: tuple(sorted(names)) for kind, names in places.items()}
 
@@ -126,7 +126,7 @@ def _address(state: Mapping[str, Any]) -> Address:
     return Address(*(str(state.get(name) or "") for name in names))
 
 
-def _places(state: object) -> Places:
+def _namespaces(state: object) -> Namespaces:
     if not isinstance(state, Mapping):
         return {}
     return {kind: _texts(places) for kind, places in state.items() if isinstance(kind, str)}

@@ -34,9 +34,9 @@ from lightkube_template_spawner.objects import status
 from lightkube_template_spawner.objects.identity import OWNER, SERVERNAME, Policy, Selection
 from lightkube_template_spawner.objects.ref import NAMESPACE, POD, ObjectRef
 
-Found = tuple[Kind, Meta]
+Target = tuple[Kind, Meta]  # an object that is to go
 Place = tuple[Kind, str]  # kind, namespace ("" for cluster-scoped)
-Delete = Callable[[Place], Awaitable[list[Found]]]
+Delete = Callable[[Place], Awaitable[list[Target]]]
 
 _ASKING = 8  # at once, where nothing watches
 
@@ -106,7 +106,7 @@ class Removal:
         def leads(kind: Kind) -> bool:
             return is_workload(kind) or (first is not None and kind.ref == first.kind)
 
-        async def delete(place: Place) -> list[Found]:
+        async def delete(place: Place) -> list[Target]:
             kind, namespace = place
             gone = await self._cluster.delete_matching(
                 kind,
@@ -162,7 +162,7 @@ class Removal:
         """Deleting one by one what is selected and no controller made."""
         uncontrolled = selection.where(lambda meta: not meta.controlled)
 
-        async def delete(place: Place) -> list[Found]:
+        async def delete(place: Place) -> list[Target]:
             kind, namespace = place
             gone = await self._cluster.delete_listed(kind, namespace, uncontrolled)
             return [(kind, meta) for meta in gone]
@@ -220,7 +220,7 @@ class Removal:
                 f"nothing was removed in {timeout:.0f} s: which kinds there are is not known: "
                 f"{error}"
             ) from None
-        left: list[Found] = []
+        left: list[Target] = []
         for phase in _Phase:
             chosen = [
                 place
@@ -232,7 +232,7 @@ class Removal:
             left += await self._phase(chosen, delete, deadline)
             deadline = max(deadline, anyio.current_time() + timeout / 8)
         stay = [*dict.fromkeys(self._lost.values())]
-        left = [found for found in left if found[1].uid not in self._lost]
+        left = [target for target in left if target[1].uid not in self._lost]
         if stay and not left and not self._refused:
             raise NodeLost("; ".join(stay))
         if left:
@@ -243,26 +243,28 @@ class Removal:
         if stay:
             raise RemovalIncomplete("; ".join(stay))
 
-    async def _phase(self, places: Iterable[Place], delete: Delete, deadline: float) -> list[Found]:
+    async def _phase(
+        self, places: Iterable[Place], delete: Delete, deadline: float
+    ) -> list[Target]:
         """Ask all to go and wait until they are gone; those that are not by the deadline."""
-        left: list[Found] = []
+        left: list[Target] = []
         unasked = list(places)
 
-        async def gone(found: Found) -> None:
+        async def gone(target: Target) -> None:
             try:
-                await self.gone(found)
-                left.remove(found)
-                if found[0].ref == NAMESPACE:
-                    self._cluster.leave(found[1].name)
+                await self.gone(target)
+                left.remove(target)
+                if target[0].ref == NAMESPACE:
+                    self._cluster.leave(target[1].name)
             except NodeLost as error:
-                self._lost[found[1].uid] = str(error)
+                self._lost[target[1].uid] = str(error)
 
         async def clear(place: Place) -> None:
-            found = await self._delete(place, delete)
+            targets = await self._delete(place, delete)
             unasked.remove(place)
-            left.extend(found)
-            self._spaces |= {meta.name for kind, meta in found if kind.ref == NAMESPACE}
-            await each(gone, found)
+            left.extend(targets)
+            self._spaces |= {meta.name for kind, meta in targets if kind.ref == NAMESPACE}
+            await each(gone, targets)
 
         try:
             with within(deadline - anyio.current_time()):
@@ -271,7 +273,7 @@ class Removal:
             self._refused += [f"{_where(place)}: {error}" for place in unasked]
         return left
 
-    async def _delete(self, place: Place, delete: Delete) -> list[Found]:
+    async def _delete(self, place: Place, delete: Delete) -> list[Target]:
         try:
             return await delete(place)
         except NotFound:
@@ -284,38 +286,38 @@ class Removal:
             self._refused.append(f"{_where(place)}: {error}")
             return [(place[0], meta) for meta in error.deleted]
 
-    async def gone(self, found: Found) -> None:
+    async def gone(self, target: Target) -> None:
         """Wait until this very object is gone, by the watch; by asking where nothing watches.
 
         Raises:
             NodeLost: it will not go before its node answers.
         """
-        meta = found[1]
+        meta = target[1]
         owner = meta.labels.get(OWNER, "")
-        watched = meta.uid in self._known or bool(self._seen(found))
-        watched = watched and not self._cluster.is_frozen(found[0])
+        watched = meta.uid in self._known or bool(self._seen(target))
+        watched = watched and not self._cluster.is_frozen(target[0])
 
         def over() -> bool | None:
-            return True if not self._seen(found) or self._lost_pods(found) else None
+            return True if not self._seen(target) or self._lost_pods(target) else None
 
         while True:
             if watched:
                 with anyio.move_on_after(self._cluster.timing.doubt):
                     await self._cluster.changes.wait_until(owner, over)
-                    if not self._seen(found):
+                    if not self._seen(target):
                         return
-            if not await self._there(found):
+            if not await self._there(target):
                 return
-            await self._give_up(self._lost_pods(found))
+            await self._give_up(self._lost_pods(target))
             if not watched:
                 await anyio.sleep(self._cluster.timing.confirm)
 
-    def _lost_pods(self, found: Found) -> list[tuple[Live, str]]:
+    def _lost_pods(self, target: Target) -> list[tuple[Live, str]]:
         """Pods that keep it because their node, named beside, does not answer.
 
         A controller waits for its pods: it is kept if none of the server's others is left.
         """
-        kind, meta = found
+        kind, meta = target
         if not is_workload(kind):
             return []
         pods = [
@@ -338,8 +340,8 @@ class Removal:
             self._forced.add(live.meta.uid)
             await self._cluster.delete_now(live.kind, live.meta)
 
-    async def _there(self, found: Found) -> bool:
-        kind, meta = found
+    async def _there(self, target: Target) -> bool:
+        kind, meta = target
         try:
             async with self._asking:
                 live = await self._cluster.get(kind, meta.namespace, meta.name)
@@ -349,9 +351,9 @@ class Removal:
             return False  # a right to list and delete, and none to look: nothing tells when it went
         return live is not None and live["metadata"].get("uid") == meta.uid
 
-    def _seen(self, found: Found) -> Meta | None:
+    def _seen(self, target: Target) -> Meta | None:
         """The object as an open store has it; none is opened for one that goes away."""
-        kind, meta = found
+        kind, meta = target
         for store in self._cluster.stores():
             if store.kind.ref == kind.ref:
                 live = store.get(meta.namespace, meta.name)
@@ -364,9 +366,9 @@ def _where(place: Place) -> str:
     return f"{place[0]} in {place[1] or 'the cluster'}"
 
 
-def held(found: Found) -> str:
+def held(target: Target) -> str:
     """The object, and the finalizers that keep it from going."""
-    kind, meta = found
+    kind, meta = target
     by = f" (held by {', '.join(meta.finalizers)})" if meta.finalizers else ""
     return f"{ObjectRef(kind.ref, meta.namespace, meta.name)}{by}"
 
