@@ -478,7 +478,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         except Exception as error:
             self.log.exception("The template's values of %s cannot be made", self._log_name)
             raise TemplateError(
-                f"the template's values cannot be made ({type(error).__name__}): look at "
+                f"the template's values cannot be made ({type(error).__name__}: {error}): look at "
                 "`extra_vars` and `environment`, and at what they make of user_options; the hub's "
                 "log has the place"
             ) from error
