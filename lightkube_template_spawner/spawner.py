@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractContextManager
-from copy import copy
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,12 +17,7 @@ from sqlalchemy.orm import object_session
 from traitlets import Integer, TraitError, default, validate
 
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.errors import (
-    NameTaken,
-    NodeLost,
-    RemovalIncomplete,
-    SpawnerError,
-)
+from lightkube_template_spawner.errors import NameTaken, NodeLost, RemovalIncomplete, SpawnerError
 from lightkube_template_spawner.hub import (
     check,
     database,
@@ -34,8 +28,8 @@ from lightkube_template_spawner.hub import (
     names,
     routing,
     startup,
+    values,
 )
-from lightkube_template_spawner.hub import values as template_values
 from lightkube_template_spawner.hub.internal_ssl import Certificate
 from lightkube_template_spawner.hub.progress import ProgressLog
 from lightkube_template_spawner.hub.settings import Settings
@@ -47,14 +41,13 @@ from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.objects.status import Ended
-from lightkube_template_spawner.templates import guard, limits
+from lightkube_template_spawner.templates import limits
 from lightkube_template_spawner.templates.redaction import Redactor, masked_log
 
 _POLL_PATIENCE = 2.0  # seconds that a poll waits for a first list: the hub's start waits for polls
 _ADOPT_PATIENCE = 2.5  # the same for a server that was ready when the former hub ended
 _PORT = 8888
 _NOW = 1  # grace for a stop "now"; with 0 the process outlives its object
-_SET_BY_OPTIONS = ("cmd", "args", "default_url", "notebook_dir")  # by `apply_user_options`
 
 
 class LightkubeTemplateSpawner(Settings, Spawner):
@@ -78,7 +71,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             kubespawner.inherit(self)
         except TraitError as error:
             raise check.named(error, type(self), kwargs.get("config")) from None
-        self._configured = {name: copy(getattr(self, name)) for name in _SET_BY_OPTIONS}
+        self._configured = values.configured(self)
         startup.when_hub_has_started(LightkubeTemplateSpawner)
 
     @validate("port")
@@ -138,7 +131,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         await super()._run_apply_user_options(user_options)
 
     async def _launch(self, began: float) -> tuple[Launcher, Record]:
-        launcher = await self._launcher()
+        launcher = self._launcher()
         launcher.tell("Rendering the template", 2)
         documents = await self._rendered(launcher.identity)
         if self._certificate is not None:
@@ -247,7 +240,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         if not record.ready:
             startup.explain_wait(self._log_name, self.log)
         try:
-            launcher = await self._launcher()
+            launcher = self._launcher()
             self._monitor.begin(launcher.cluster, record)  # whatever comes of it
             patience = _ADOPT_PATIENCE if record.ready else self._remaining_patience()
             record = await launcher.adopt(record, timeout=patience)
@@ -311,15 +304,12 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     @property
     def identity(self) -> Identity:
         """Whose server this is, by the names of the user's and the server's first start."""
-        known = self._record
-        if known is not None and known.identity.instance == self.instance_name:
-            return replace(known.identity, userid=self.user.id)
-        return names.first(self, self.instance_name)
+        return names.pinned(self, self._record, self.instance_name)
 
     def _cluster(self) -> Cluster:
         return self.open_cluster(self.log)
 
-    async def _launcher(self) -> Launcher:
+    def _launcher(self) -> Launcher:
         return Launcher(
             self._cluster(),
             self.identity,
@@ -363,28 +353,20 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         with exceptions.in_time(self._patience()):
             version = await self._cluster().discovery.server_version()
             engine = self.open_renderer(version, self.log)
-            limits.check_options(self.user_options)  # saved by an older hub, or set by a hook
-            values, self._redactor = await template_values.build(
+            given, self._redactor = await values.build(
                 self,
                 identity,
                 former_pvc=self._former_pvc,
                 internal_ssl=self._certificate.values if self._certificate else {},
             )
             rendered = await engine.render(
-                values,
+                given,
                 release=identity.user_server_slug,
                 namespace=self.namespace,
-                tainted=self._tainted(),
+                tainted=[*values.tainted(self, self._configured)],
                 trusted=self.trusted_values,
             )
             return rendered.objects
-
-    def _tainted(self) -> list[guard.Path]:
-        """Paths of what users can write: also settings that were changed when they sent options."""
-        changed = [
-            (name,) for name, value in self._configured.items() if getattr(self, name) != value
-        ]
-        return [*guard.TAINTED, *self.tainted_values, *(changed if self.user_options else ())]
 
     async def _remove(self, record: Record, timeout: float, *, grace: int | None = None) -> None:
         """Remove what goes when a server stops; a pod on a lost node is left to its node."""
@@ -396,8 +378,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._warn("is gone, but", error)
 
     def _removal(self, grace: int | None = None) -> Removal:
-        force = self.force_delete_lost_pods
-        return Removal(self._cluster(), self.log, grace=grace, force_lost=force)
+        lost = self.force_delete_lost_pods
+        return Removal(self._cluster(), self.log, grace=grace, force_lost=lost)
 
     async def _reap(self, record: Record, over: Ended) -> int:
         """Remove what a server that died by itself leaves; the hub calls no ``stop`` for it.

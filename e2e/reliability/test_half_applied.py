@@ -248,7 +248,8 @@ async def test_a_start_that_fails_by_time_or_by_a_hook_leaves_what_was_there(
             assert "not ready after " in await refusal(user, gated, k8s_timeout=2)
             had = has(user)
             assert list(had) == [f"PersistentVolumeClaim/claim-{user.name}"]
-            assert "the function fails" in await refusal(user, chart, fails="extra_vars")
+            told = await refusal(user, chart, fails="extra_vars")
+            assert "the function of the trait `extra_vars` raised RuntimeError" in told
             assert has(user) == had
             with pytest.raises(RuntimeError, match="500"):  # the hub says no more of its own hook
                 await ask(user, chart, fails="pre_spawn_hook")

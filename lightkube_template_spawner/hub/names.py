@@ -21,8 +21,10 @@ from lightkube_template_spawner.lifecycle.record import STATE, Record
 from lightkube_template_spawner.objects.identity import USERID, Identity
 
 
-def first(spawner: Any, instance: str) -> Identity:
-    """Whose server it is at its first start."""
+def pinned(spawner: Any, record: Record | None, instance: str) -> Identity:
+    """Whose server it is: as its record says, else by the names of its first start."""
+    if record is not None and record.identity.instance == instance:
+        return replace(record.identity, userid=spawner.user.id)
     names = username(spawner, instance), servername(spawner, instance)
     return Identity(instance, *names, spawner.user.id)
 

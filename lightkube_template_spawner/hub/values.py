@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 from jupyterhub.traitlets import ByteSpecification
@@ -14,10 +15,11 @@ from traitlets import TraitError
 from lightkube_template_spawner.errors import SpawnerError, TemplateError
 from lightkube_template_spawner.hub import kubespawner
 from lightkube_template_spawner.objects.identity import Identity
-from lightkube_template_spawner.templates import values
+from lightkube_template_spawner.templates import guard, limits, values
 from lightkube_template_spawner.templates.redaction import Redactor
 
 _SIZES = ("mem_limit", "mem_guarantee")
+_SET_BY_OPTIONS = ("cmd", "args", "default_url", "notebook_dir")
 
 
 async def build(
@@ -26,8 +28,10 @@ async def build(
     """All values of the server that ``spawner`` starts under this identity.
 
     Raises:
+        OptionsRefused: the user's options are too deep, too many or too long.
         TemplateError: ``extra_vars`` gives none, or a function in a trait failed.
     """
+    limits.check_options(spawner.user_options)  # saved by an older hub, or set by a hook
     ours = {
         "cmd": list(spawner.cmd or []),
         "args": list(spawner.get_args()),
@@ -63,6 +67,22 @@ async def build(
         extra=extra,
     )
     return built, Redactor(built)
+
+
+def configured(spawner: Any) -> dict[str, Any]:
+    """The settings that users' options may change, as they are before ``apply_user_options``."""
+    return {name: copy(getattr(spawner, name)) for name in _SET_BY_OPTIONS}
+
+
+def tainted(spawner: Any, before: Mapping[str, Any]) -> Iterator[guard.Path]:
+    """Paths of the values that users can write; ``before`` is what ``configured`` gave.
+
+    A setting is one of them, however it was made, if it changed in a start with options.
+    """
+    yield from guard.TAINTED
+    yield from spawner.tainted_values
+    if spawner.user_options:
+        yield from ((name,) for name, value in before.items() if getattr(spawner, name) != value)
 
 
 async def _extra(spawner: Any) -> dict[str, Any]:

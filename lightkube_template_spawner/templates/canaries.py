@@ -13,6 +13,8 @@ from lightkube_template_spawner.templates.plain import shown
 
 #: Where a value is: keys and positions, never one text, so that no dotted key looks like a path.
 Path = tuple[str | int, ...]
+#: The last part of a key's own path, which no key and no position in a list equals.
+A_KEY: Final = -1
 
 #: A user called `y` or `1e3` must not become a boolean or a number, and no chart decides by that.
 _NAMES: Final = frozenset((("unescaped_username",), ("unescaped_servername",)))
@@ -26,6 +28,7 @@ NOT_TRACED: Final = frozenset(("env", "env_list"))
 _SHORTEST_TRACED_PART: Final = 4
 
 _SAFE_KEY: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._@/+ -]*[A-Za-z0-9_])?\Z")
+_LONGEST_KEY: Final = 256  # of keys beyond 1024 `toYaml` makes nothing at all
 _SAFE: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._@/:+-]*[A-Za-z0-9])?\Z")
 
 _Replace = Callable[[Any, Path], Any]
@@ -46,6 +49,10 @@ def is_lookalike(text: str) -> bool:
     return is_harmless(text) and not is_exact(text)
 
 
+def _is_safe_key(key: str) -> bool:
+    return len(key) <= _LONGEST_KEY and bool(_SAFE_KEY.match(key))
+
+
 def path(name: str | Collection[str]) -> Path:
     """A path as settings write it: with dots, or as a tuple where a key holds a dot."""
     return tuple(name.split(".")) if isinstance(name, str) else tuple(name)
@@ -55,7 +62,9 @@ def place(where: Path) -> str:
     """A path as messages show it."""
     text = ""
     for part in where:
-        if isinstance(part, int):
+        if part == A_KEY:
+            text += " (a key)"
+        elif isinstance(part, int):
             text += f"[{part}]"
         elif "." in part:
             text += f"[{shown(part)!r}]"
@@ -131,6 +140,8 @@ class Canaries:
         return bool(value and not self.named) if where == _OPTIONS else True
 
     def _may_change(self, text: str, where: Path) -> bool:
+        if where[-1] == A_KEY:
+            return self.risky and not _is_safe_key(text)
         if not is_lookalike(text):
             return self.risky and not is_harmless(text)
         if where in _NAMES:
@@ -160,7 +171,7 @@ class Canaries:
     def _inside(self, value: Any, where: Path, replace: _Replace) -> Any:
         if isinstance(value, Mapping):
             return {
-                key if _SAFE_KEY.match(key) else replace(key, (*where, "(a key)")): replace(
+                key if _is_safe_key(key) else replace(key, (*where, A_KEY)): replace(
                     item, (*where, key)
                 )
                 for key, item in value.items()
@@ -176,7 +187,8 @@ class Canaries:
             inside[more] = _like(next(reversed(inside.values()), None), more)
         elif isinstance(inside, list):
             more = self._more(f"{place(where)} (its items)")
-            inside.append(_like(inside[-1] if inside else None, more))
+            # Go prints a list as `[a b]`, which is one of YAML: the comma tells.
+            inside.append(_like(inside[-1] if inside else None, f"{more}, {more}"))
 
     def _more(self, name: str) -> str:
         canary = self._new(name)
@@ -213,6 +225,4 @@ def _like(value: Any, text: str) -> Any:
         return {key: _like(item, text) for key, item in value.items()}
     if isinstance(value, list):
         return [_like(item, text) for item in value]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value + 1
     return text

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from lightkube_template_spawner.errors import OptionsRefused, TemplateError
 from lightkube_template_spawner.templates.canaries import (
+    A_KEY,
     NOT_TRACED,
     Canaries,
     Path,
@@ -47,6 +48,7 @@ TAINTED: Final[tuple[Path, ...]] = (
 )
 #: Line breaks of YAML 1.1 that most programs print as they are; YAML reads them as a space.
 _BREAKS: Final = re.compile("[\x85\u2028\u2029]")
+_GO_ESCAPED: Final = re.compile("[&<>\u2028\u2029]")
 _SPACE: Final = re.compile("[\\s\x85\u2028\u2029]+")
 
 #: What may be chosen at each path that a template decides by.
@@ -101,7 +103,7 @@ def _check_syntax(value: Any, where: Path, trusted: Collection[Path]) -> None:
         )
     if isinstance(value, Mapping):
         for key, item in value.items():
-            _check_syntax(key, (*where, "(a key)"), trusted)
+            _check_syntax(key, (*where, A_KEY), trusted)
             _check_syntax(item, (*where, key), trusted)
     elif isinstance(value, list):
         for index, item in enumerate(value):
@@ -191,8 +193,7 @@ class _Comparison:
     def types(self, real: Any, probed: Any, source: str, path: str) -> None:
         """Only what both have, for a template may decide by such texts what it renders."""
         if isinstance(probed, str):
-            shows = self._probe.canary.search(probed)
-            if isinstance(real, bool | int | float) or (real is None and shows):
+            if real is None or isinstance(real, bool | int | float):
                 raise self.shape(source, path, f"text became {_kind(real)}", probed)
         elif isinstance(probed, dict) and isinstance(real, dict):
             for key, item in probed.items():
@@ -259,7 +260,7 @@ def _forms(text: str) -> Iterator[str]:
     yield text
     escaped = json.dumps(text, ensure_ascii=False)[1:-1]
     yield escaped
-    yield escaped.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    yield _GO_ESCAPED.sub(lambda letter: f"\\u{ord(letter[0]):04x}", escaped)
     yield text.replace("'", "''")
     yield text.strip()
     yield text.strip("/")

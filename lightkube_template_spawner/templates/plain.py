@@ -49,7 +49,7 @@ def shown(place: Any) -> str:
     if not isinstance(place, str):
         return str(place) if isinstance(place, int) and abs(place) < 2**64 else "?"
     cut = place if len(place) <= _LONGEST_SHOWN else f"{place[:_LONGEST_SHOWN]}…"
-    return cut.encode(errors="replace").decode() or "."
+    return "".join(letter if letter.isprintable() else "?" for letter in cut) or "."
 
 
 def to_json(values: Any) -> str:

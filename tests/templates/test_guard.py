@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -268,3 +269,50 @@ def test_documents_are_counted() -> None:
         guard.compare({"t": [1, 2]}, {"t": [1]}, probe)
     with pytest.raises(TemplateError, match=r"^u: 0 documents became 1"):
         guard.compare({"u": [1]}, {}, probe)
+
+
+sendable = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([*NASTY, *WORDS, "", "a"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*NASTY, "a", "b", "hostNetwork", ""]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def as_json(options: Mapping[str, Any]) -> str:
+    return f"v: [{json.dumps(options.get('x'))}]\n"
+
+
+def as_keys(options: Mapping[str, Any]) -> str:
+    return "v: [n]\n" + "".join(f"{json.dumps(key)}: a\n" for key in sorted(options))
+
+
+def as_printed(options: Mapping[str, Any]) -> str:
+    """What Go makes of a list without `quote`."""
+    x = options.get("x")
+    text = f"[{' '.join(map(str, x))}]" if isinstance(x, list) else json.dumps(x)
+    return f"v: [{text}]\n"
+
+
+@pytest.mark.parametrize("template", [as_json, as_keys, as_printed])
+@given(st.dictionaries(st.sampled_from(["a", "b", "y", "a: b"]), sendable), sendable)
+@settings(max_examples=150, deadline=None)
+def test_no_list_no_mapping_and_no_key_changes_the_shape(
+    template: Callable[[Mapping[str, Any]], str], more: dict[str, Any], x: Any
+) -> None:
+    """The oracle: one scalar in a list, and nothing beside it, whatever was sent."""
+    values = {"user_options": {**more, "x": x}}
+    try:
+        real = {"t": kubeyaml.load_all(template(values["user_options"]))}
+        probe = guard.probe(values, lookalikes=True)
+        assert probe is not None
+        probed = {"t": kubeyaml.load_all(template(probe.values["user_options"]))}
+        guard.compare(real, probed, probe)
+    except TemplateError:
+        return
+    document = real["t"][0]
+    assert document.keys() == {"v"}
+    assert len(document["v"]) == 1
+    assert not isinstance(document["v"][0], dict | list)

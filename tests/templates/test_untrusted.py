@@ -66,6 +66,9 @@ TRICKS = {
     "an empty mapping for text": (JSON, options(x={})),
     "a list for text": (JSON, options(x=["a"])),
     "an empty list for text": (JSON, options(x=[])),
+    "a list of one, printed": (BARE, options(x=["a"])),
+    "a list of numbers, printed": (BARE, options(x=[2])),
+    "a list that ends in a number, printed": (BARE, options(x=["a", 1e300])),
     "a mapping deep inside": (JSON, options(x={"a": [{"b": {"c": "d"}}]})),
     "keys": (RANGE, options(hostNetwork=True)),
     "keys with plain words": (RANGE, options(serviceAccountName="admin")),
@@ -75,6 +78,9 @@ TRICKS = {
     "all items, each once": (EACH.replace(".Values.user_options.x", "uniq .Values.user_options.x"),
                              options(x=["a"])),
     "all options": ("v: {{ .Values.user_options | toJson }}\n", options(x="a")),
+    "a key that is too long for YAML": (
+        "v:\n  {{- .Values.user_options | toYaml | nindent 4 }}\n",
+        {"user_options": {"x" * 2000: "a"}}),
     "all options of all values": ("v: {{ get .Values `user_options` | toJson }}\n", options(x="a")),
     "template syntax": (TPL, options(x="{{ .Values | toJson }}")),
     "template syntax that shows itself": (TPL, options(
@@ -92,7 +98,8 @@ TRICKS = {
     "hexadecimal": (BARE, options(x="0x10")), "underscore": (BARE, options(x="1_000")),
     "exponent": (BARE, options(x="1e3")), "octal": (BARE, options(x="0777")),
     "y": (BARE, options(x="y")), "off": (BARE, options(x="off")), "null": (BARE, options(x="null")),
-    "changed": (LOWER, options(x="0X10")), "a boolean key": (AS_KEY, options(x="y")),
+    "changed": (LOWER, options(x="0X10")), "changed null": (LOWER, options(x="NULL")),
+    "a boolean key": (AS_KEY, options(x="y")),
     "a number beside a decision": (
         '{{ if eq .Values.user_options.n "2" }}w: [a]\n{{ end }}' + BARE, options(n="2", x="y")),
     "a number where a list's length is decided": (
@@ -139,6 +146,8 @@ HONEST: dict[str, tuple[str, dict[str, Any], Any]] = {
     "template syntax without tpl": (QUOTED, options(x="{{ .Values }}"), {"v": "{{ .Values }}"}),
     "tpl of the administrator's": (
         TPL.replace("user_options.x", "ours"), {**options(x="a b"), "ours": "{{ 1 }}"}, {"v": "1"}),
+    "other line breaks in JSON": (QUOTED.replace("x", "x | toJson"), options(x="<a\u2028b"),
+                                  {"v": '"\\u003ca\\u2028b"'}),
     "other line breaks": (QUOTED, options(x="a\u0085b\u2028c\u2029d"),
                           {"v": "a\u0085b\u2028c\u2029d"}),
     "other line breaks as JSON": ("v: {{ .Values.user_options.x | toJson }}\n",
