@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-async def each(
+async def gather(
     function: Callable[[Item], Awaitable[Result]], items: Iterable[Item]
 ) -> list[Result]:
     """Results in the order of ``items``.

@@ -6,7 +6,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from lightkube_template_spawner.concurrency import each
+from lightkube_template_spawner.concurrency import gather
 
 
 async def test_results_are_in_the_order_of_the_items_not_of_the_answers() -> None:
@@ -15,14 +15,14 @@ async def test_results_are_in_the_order_of_the_items_not_of_the_answers() -> Non
             await anyio.lowlevel.checkpoint()
         return item * 10
 
-    assert await each(later, iter(range(5))) == [0, 10, 20, 30, 40]
+    assert await gather(later, iter(range(5))) == [0, 10, 20, 30, 40]
 
 
 async def test_nothing_to_do_is_no_result() -> None:
     async def never(item: int) -> int:
         raise AssertionError(item)
 
-    assert await each(never, []) == []
+    assert await gather(never, []) == []
 
 
 async def test_all_run_side_by_side() -> None:
@@ -37,7 +37,7 @@ async def test_all_run_side_by_side() -> None:
         await everybody.wait()
 
     with anyio.fail_after(5):
-        await each(meet, range(3))
+        await gather(meet, range(3))
 
 
 async def test_the_others_finish_then_the_first_error_is_raised_as_it_is() -> None:
@@ -54,7 +54,7 @@ async def test_the_others_finish_then_the_first_error_is_raised_as_it_is() -> No
         finished.append(item)
 
     with pytest.raises(ValueError, match=r"^one$"):
-        await each(one, range(5))
+        await gather(one, range(5))
     assert finished == [0, 3, 4]
 
 
@@ -65,7 +65,7 @@ async def test_equal_items_are_done_each() -> None:
         done.append(item)
         return item
 
-    assert await each(one, ["a", "a"]) == ["a", "a"]
+    assert await gather(one, ["a", "a"]) == ["a", "a"]
     assert done == ["a", "a"]
 
 
@@ -79,6 +79,6 @@ async def test_a_cancel_ends_all_at_once() -> None:
             ended.append(item)
 
     with anyio.move_on_after(0.01) as scope:
-        await each(wait, range(3))
+        await gather(wait, range(3))
     assert scope.cancelled_caught
     assert sorted(ended) == [0, 1, 2]

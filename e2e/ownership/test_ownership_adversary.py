@@ -26,7 +26,7 @@ from e2e.ownership import adversary
 from e2e.ownership.adversary import CARELESS, Case
 from lightkube_template_spawner.cluster.api import Api, Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.cluster.retry import retried
+from lightkube_template_spawner.cluster.retry import retry
 from lightkube_template_spawner.errors import Conflict, Invalid, NotOurs, SpawnerError
 from lightkube_template_spawner.lifecycle.apply import Applying
 from lightkube_template_spawner.objects import plan as manifests
@@ -193,7 +193,7 @@ class Run:
         head = {**item.manifest["metadata"], "resourceVersion": "1"}
         intent = {**item.manifest, "metadata": head}
         try:
-            made = await retried(
+            made = await retry(
                 lambda: self.cluster.api.apply(
                     kind, intent, manager=identity.manager, dry_run=True
                 ),

@@ -29,7 +29,7 @@ from e2e.harness.hub import Hub, user_path
 from e2e.harness.kube import Kube
 from e2e.harness.requests import Request
 from e2e.harness.user import HubUser
-from lightkube_template_spawner.concurrency import each
+from lightkube_template_spawner.concurrency import gather
 from lightkube_template_spawner.objects.identity import USERNAME
 
 pytestmark = pytest.mark.timeout(REPEAT * 300)
@@ -94,7 +94,7 @@ class Stage(NamedTuple):
             answer = await self.hub.request(verb, user_path(user, *rest))
             assert not answer.is_error, answer.text
 
-        await each(one, users)
+        await gather(one, users)
 
     async def settle(self, *users: str) -> dict[str, str]:
         """Wait until nothing is pending; which servers are ready and which have stopped."""

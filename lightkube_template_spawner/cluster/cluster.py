@@ -19,10 +19,10 @@ import msgspec
 from lightkube_template_spawner.cluster.api import METADATA_LIST, Api, Kind
 from lightkube_template_spawner.cluster.kinds import propagation
 from lightkube_template_spawner.cluster.live import Meta
-from lightkube_template_spawner.cluster.retry import retried
+from lightkube_template_spawner.cluster.retry import retry
 from lightkube_template_spawner.cluster.stores import Stores
 from lightkube_template_spawner.cluster.timing import DEFAULT, Timing
-from lightkube_template_spawner.concurrency import each
+from lightkube_template_spawner.concurrency import gather
 from lightkube_template_spawner.errors import (
     AlreadyThere,
     ClusterError,
@@ -164,7 +164,7 @@ class Cluster(Stores):
                 return error
             return None
 
-        answers = list(zip(found, await each(delete, found), strict=True))
+        answers = list(zip(found, await gather(delete, found), strict=True))
         refused = [(meta, error) for meta, error in answers if error is not None]
         if refused:
             _, first = refused[0]
@@ -231,7 +231,7 @@ class Cluster(Stores):
         return await self._retry(in_turn)
 
     async def _retry(self, operation: Callable[[], Awaitable[T]]) -> T:
-        return await retried(operation, self._log, self.timing)
+        return await retry(operation, self._log, self.timing)
 
 
 def _with_metadata(manifest: dict[str, Any], **fields: str) -> dict[str, Any]:

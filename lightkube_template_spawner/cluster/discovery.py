@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lightkube_template_spawner.cluster.api import Api, Kind
-from lightkube_template_spawner.cluster.retry import retried
+from lightkube_template_spawner.cluster.retry import retry
 from lightkube_template_spawner.cluster.timing import DEFAULT, Timing
 from lightkube_template_spawner.errors import Unavailable, UnknownKind
 
@@ -60,7 +60,7 @@ class Discovery:
                 "correct apiVersion and kind in the template"
             )
 
-        return await retried(find, self._log, self._timing)
+        return await retry(find, self._log, self._timing)
 
     async def named(self, names: Iterable[str]) -> list[Kind]:
         """The kinds written as ``v1/Pod`` or ``apps/v1/Deployment``; unknown ones are left out.
@@ -106,14 +106,14 @@ class Discovery:
             "spec": {"namespace": namespace},
         }
         path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
-        answer = await retried(
+        answer = await retry(
             lambda: self._api.call("POST", path, body=review), self._log, self._timing
         )
         status = answer.get("status") or {}
         return list(status.get("resourceRules") or ()), not status.get("incomplete")
 
     async def _get(self, path: str, accept: str = "application/json") -> Any:
-        return await retried(
+        return await retry(
             lambda: self._api.call("GET", path, accept=accept), self._log, self._timing
         )
 

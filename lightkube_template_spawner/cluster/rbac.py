@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from lightkube_template_spawner.cluster.api import Api, Kind
 from lightkube_template_spawner.cluster.discovery import Discovery, allowed
 from lightkube_template_spawner.cluster.events import EVENTS
-from lightkube_template_spawner.cluster.retry import retried
+from lightkube_template_spawner.cluster.retry import retry
 from lightkube_template_spawner.cluster.timing import DEFAULT, Timing
 from lightkube_template_spawner.errors import ClusterError, Forbidden
 from lightkube_template_spawner.objects.plan import Plan
@@ -215,7 +215,7 @@ class Rights:
                 "kind": "SelfSubjectAccessReview",
                 "spec": {"resourceAttributes": asked},
             }
-            answer = await retried(
+            answer = await retry(
                 partial(self._api.call, "POST", path, body=review), self._log, self._timing
             )
             if (answer.get("status") or {}).get("allowed") is True:

@@ -1,6 +1,6 @@
 """Going on while the API server gives no usable answer, until the time of whoever waits is up.
 
-``within`` sets the time. What the API server last said to requests that were still being repeated
+``deadline`` sets the time. What the API server last said to requests that were still being repeated
 then is the message of its ``TimeoutError``: the user's next page is to tell it.
 """
 
@@ -33,7 +33,7 @@ _limit: ContextVar[Limit] = ContextVar("limit", default=lambda _: None)
 
 
 @contextmanager
-def within(seconds: float, limit: Limit | None = None) -> Iterator[None]:
+def deadline(seconds: float, limit: Limit | None = None) -> Iterator[None]:
     """Give everything inside so much time, and some answers less.
 
     Raises:
@@ -53,7 +53,7 @@ def within(seconds: float, limit: Limit | None = None) -> Iterator[None]:
         raise TimeoutError("; ".join(sorted({*inner.values()})))
 
 
-async def retried(
+async def retry(
     operation: Callable[[], Awaitable[T]], log: logging.Logger, timing: Timing = DEFAULT
 ) -> T:
     """Repeat an idempotent request until there is a usable answer, or the caller's time is up.

@@ -12,7 +12,7 @@ from traitlets.config.loader import Config
 from lightkube_template_spawner.cluster import rbac
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.rbac import FULL, LOOK, Needs
-from lightkube_template_spawner.cluster.retry import within
+from lightkube_template_spawner.cluster.retry import deadline
 from lightkube_template_spawner.errors import (
     ClusterError,
     ConfigurationError,
@@ -76,7 +76,7 @@ def named(error: TraitError, spawner_class: type[Settings], config: Config | Non
 
 async def _in_the_cluster(settings: Settings, log: logging.Logger) -> list[str]:
     try:
-        with within(_PATIENCE):
+        with deadline(_PATIENCE):
             cluster = settings.open_cluster(log)
             await cluster.discovery.server_version()
             absent = await _absent_namespaces(cluster, settings)

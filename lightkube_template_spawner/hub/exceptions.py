@@ -12,7 +12,7 @@ from typing import Any
 from jupyterhub import spawner as hub_spawner
 from tornado import web
 
-from lightkube_template_spawner.cluster.retry import within
+from lightkube_template_spawner.cluster.retry import deadline
 from lightkube_template_spawner.errors import (
     ClusterError,
     ConfigurationError,
@@ -73,7 +73,7 @@ def in_time(patience: float) -> Iterator[None]:
         StartTimeout: it is up.
     """
     try:
-        with within(patience):
+        with deadline(patience):
             yield
     except TimeoutError as error:
         raise StartTimeout(

@@ -25,7 +25,7 @@ from jupyterhub import orm
 from sqlalchemy import Text, literal_column, select
 from traitlets import TraitError
 
-from lightkube_template_spawner.concurrency import each
+from lightkube_template_spawner.concurrency import gather
 from lightkube_template_spawner.errors import SpawnerError
 from lightkube_template_spawner.hub import database
 from lightkube_template_spawner.hub.check import problems
@@ -159,7 +159,7 @@ async def finish_stops(app: Any) -> None:
         finally:
             spawner._check_pending = False
 
-    await each(finish, unfinished)
+    await gather(finish, unfinished)
 
 
 def _lives(state: dict[str, Any]) -> bool:

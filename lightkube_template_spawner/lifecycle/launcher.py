@@ -16,8 +16,8 @@ from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.live import Live, Meta
 from lightkube_template_spawner.cluster.rbac import is_missing_right
-from lightkube_template_spawner.cluster.retry import within
-from lightkube_template_spawner.concurrency import each
+from lightkube_template_spawner.cluster.retry import deadline
+from lightkube_template_spawner.concurrency import gather
 from lightkube_template_spawner.errors import Forbidden, NameTaken, StartFailed
 from lightkube_template_spawner.lifecycle import failures, liveness
 from lightkube_template_spawner.lifecycle.apply import Applying
@@ -71,7 +71,7 @@ class Launcher:
         """
         waiting = self._waiting(Record(self.identity, self.contract.namespace))
         try:
-            with within(timeout, self.limits.retried_for):
+            with deadline(timeout, self.limits.retried_for):
                 plan, kinds = await self._plan(documents)
                 home = plan.connection.namespace or self.contract.namespace
                 access = Access(self.cluster, plan, kinds, home, self.log)
@@ -192,7 +192,7 @@ class Launcher:
         for rank, items in groupby(plan.objects, key=lambda item: item.rank):
             if rank > manifests.BINDINGS:
                 await access.complete()
-            for live in await each(applying.put, items):
+            for live in await gather(applying.put, items):
                 uid = live["metadata"]["uid"]
                 waiting.made(uid)
                 done += 1
@@ -213,7 +213,7 @@ class Launcher:
         # Its UID is not on record where the earlier hub ended in the middle of the start.
         refs = [replace(connection, uid="")]
         try:
-            with within(timeout), waiting.listening():
+            with deadline(timeout), waiting.listening():
                 await liveness.watch(waiting.server)
                 await self._watch_controllers(record)
                 for live in waiting.server.objects():

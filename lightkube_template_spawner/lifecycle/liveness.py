@@ -9,7 +9,7 @@ from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.live import Live
 from lightkube_template_spawner.cluster.reflector import Reflector
-from lightkube_template_spawner.concurrency import each
+from lightkube_template_spawner.concurrency import gather
 from lightkube_template_spawner.errors import ClusterError
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.server import Server
@@ -61,7 +61,7 @@ async def watch(server: Server) -> list[Reflector]:
             slices = await cluster.discovery.kind(*SLICE)
             places.append((slices, connection.namespace, False))
     places.append((await cluster.discovery.kind(*POD), record.pods_in, False))
-    return await each(lambda place: cluster.watch(place[0], place[1], full=place[2]), places)
+    return await gather(lambda place: cluster.watch(place[0], place[1], full=place[2]), places)
 
 
 def look(server: Server, limits: Limits) -> Ended | Missing | Silent | None:

@@ -11,7 +11,7 @@ from lightkube_template_spawner.cluster import rbac as rights
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.rbac import Needs, Place
-from lightkube_template_spawner.concurrency import each
+from lightkube_template_spawner.concurrency import gather
 from lightkube_template_spawner.errors import ClusterError, Forbidden
 from lightkube_template_spawner.objects.identity import WAIT
 from lightkube_template_spawner.objects.plan import Plan
@@ -117,7 +117,7 @@ class Access:
             await self._cluster.watch(kind, namespace or None, full=places[place])
 
         try:
-            await each(watch, places)
+            await gather(watch, places)
         except Forbidden:
             # Allowed when it was asked last: what else was taken away with it?
             self._cluster.rights.forget()

@@ -19,8 +19,8 @@ from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.kinds import confines, gives_rights, is_workload
 from lightkube_template_spawner.cluster.live import Live, Meta
-from lightkube_template_spawner.cluster.retry import within
-from lightkube_template_spawner.concurrency import each
+from lightkube_template_spawner.cluster.retry import deadline
+from lightkube_template_spawner.concurrency import gather
 from lightkube_template_spawner.errors import (
     ClusterError,
     Forbidden,
@@ -211,9 +211,9 @@ class Removal:
         self._known = {live.meta.uid for live in self._cluster.objects_of(owner)}
         # Within a start, end before it does: the message names what holds the objects.
         timeout = min(timeout, 0.8 * (anyio.current_effective_deadline() - anyio.current_time()))
-        deadline = anyio.current_time() + timeout
+        until = anyio.current_time() + timeout
         try:
-            with within(timeout):
+            with deadline(timeout):
                 known = await places
         except TimeoutError as error:
             raise RemovalIncomplete(
@@ -229,8 +229,8 @@ class Removal:
             ]
             if left or self._refused:  # what may still run is not set free, nor out of our reach
                 chosen = [place for place in chosen if not _is_needed_still(place[0])]
-            left += await self._phase(chosen, delete, deadline)
-            deadline = max(deadline, anyio.current_time() + timeout / 8)
+            left += await self._phase(chosen, delete, until)
+            until = max(until, anyio.current_time() + timeout / 8)
         stay = [*dict.fromkeys(self._lost.values())]
         left = [target for target in left if target[1].uid not in self._lost]
         if stay and not left and not self._refused:
@@ -243,9 +243,7 @@ class Removal:
         if stay:
             raise RemovalIncomplete("; ".join(stay))
 
-    async def _phase(
-        self, places: Iterable[Place], delete: Delete, deadline: float
-    ) -> list[Target]:
+    async def _phase(self, places: Iterable[Place], delete: Delete, until: float) -> list[Target]:
         """Ask all to go and wait until they are gone; those that are not by the deadline."""
         left: list[Target] = []
         unasked = list(places)
@@ -264,11 +262,11 @@ class Removal:
             unasked.remove(place)
             left.extend(targets)
             self._spaces |= {meta.name for kind, meta in targets if kind.ref == NAMESPACE}
-            await each(gone, targets)
+            await gather(gone, targets)
 
         try:
-            with within(deadline - anyio.current_time()):
-                await each(clear, list(unasked))
+            with deadline(until - anyio.current_time()):
+                await gather(clear, list(unasked))
         except TimeoutError as error:
             self._refused += [f"{_where(place)}: {error}" for place in unasked]
         return left

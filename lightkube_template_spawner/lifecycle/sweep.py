@@ -17,7 +17,7 @@ from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.discovery import allowed
 from lightkube_template_spawner.cluster.live import Meta
-from lightkube_template_spawner.concurrency import each
+from lightkube_template_spawner.concurrency import gather
 from lightkube_template_spawner.errors import ClusterError, Forbidden, HubError, RemovalIncomplete
 from lightkube_template_spawner.lifecycle.orphans import Known
 from lightkube_template_spawner.lifecycle.removal import Place, Removal
@@ -183,7 +183,7 @@ class Sweep:
             return ""
 
         # One owner's pod that does not end keeps nobody else's objects.
-        left = [text for text in await each(remove, by_owner.values()) if text]
+        left = [text for text in await gather(remove, by_owner.values()) if text]
         if left:
             raise RemovalIncomplete("; ".join(left))
 

@@ -14,7 +14,7 @@ import pytest
 from lightkube_template_spawner.cluster import cluster as module
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.cluster.retry import within
+from lightkube_template_spawner.cluster.retry import deadline
 from lightkube_template_spawner.errors import (
     AlreadyThere,
     ClusterError,
@@ -281,7 +281,7 @@ async def test_deletes_wait_out_a_bad_moment(fake: FakeApiServer, cluster: Clust
     assert await cluster.delete_matching(CONFIG, "hub", MINE) == []
     assert left(fake) == {"theirs", "kept"}
     fake.faults = [Fault(error=lambda: httpx2.ConnectError("refused"), times=10_000)]
-    with pytest.raises(TimeoutError, match="ConnectError refused"), within(0.1):
+    with pytest.raises(TimeoutError, match="ConnectError refused"), deadline(0.1):
         await cluster.delete_matching(CONFIG, "hub", MINE)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from lightkube_template_spawner.cluster.api import Api
 from lightkube_template_spawner.cluster.discovery import Discovery
-from lightkube_template_spawner.cluster.retry import within
+from lightkube_template_spawner.cluster.retry import deadline
 from lightkube_template_spawner.errors import UnknownKind
 from tests.support.fake_apiserver import FakeApiServer, Fault, Served, text
 from tests.support.timing import QUICK
@@ -106,7 +106,7 @@ async def test_a_kind_that_cannot_be_asked_about_is_not_called_unknown(
     fake: FakeApiServer, discovery: Discovery, legacy: bool
 ) -> None:
     fake.legacy, fake.stale = legacy, {"example.org/v1"}
-    with pytest.raises(TimeoutError, match=r"example\.org/v1 did not answer"), within(0.1):
+    with pytest.raises(TimeoutError, match=r"example\.org/v1 did not answer"), deadline(0.1):
         await discovery.kind("example.org/v1", "Widget")
     fake.stale.clear()
     assert (await discovery.kind("example.org/v1", "Widget")).plural == "widgets"

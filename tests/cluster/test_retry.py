@@ -11,9 +11,9 @@ from typing import Any
 import anyio
 import pytest
 
-from lightkube_template_spawner.cluster.retry import asked_pause, retried, within
+from lightkube_template_spawner.cluster.retry import asked_pause, deadline, retry
 from lightkube_template_spawner.cluster.timing import Timing
-from lightkube_template_spawner.concurrency import each
+from lightkube_template_spawner.concurrency import gather
 from lightkube_template_spawner.errors import (
     ClusterError,
     Conflict,
@@ -48,36 +48,36 @@ QUICK = Timing(retry=(0.001, 0.004))
 
 async def test_it_goes_on_for_as_long_as_the_caller_does() -> None:
     flaky = Flaky(*[DOWN] * 40, None)
-    with within(10):
-        assert await retried(flaky, log, QUICK) == "done"
+    with deadline(10):
+        assert await retry(flaky, log, QUICK) == "done"
     assert len(flaky.tries) == 41
 
 
 @pytest.mark.parametrize("kind", [Conflict, Invalid, NotFound, Expired])
 async def test_an_answer_ends_it(kind: type[ClusterError]) -> None:
     flaky = Flaky(DOWN, kind("no"))
-    with within(10), pytest.raises(kind):
-        await retried(flaky, log, QUICK)
+    with deadline(10), pytest.raises(kind):
+        await retry(flaky, log, QUICK)
     assert len(flaky.tries) == 2
 
 
 async def test_a_server_that_is_back_may_not_know_our_rights_yet() -> None:
     """Seen: for up to a second after its start it answers 403 to accounts with every right."""
     flaky = Flaky(DOWN, *[Forbidden("no")] * 5, None)
-    assert await retried(flaky, log, QUICK) == "done"
+    assert await retry(flaky, log, QUICK) == "done"
     flaky = Flaky(DOWN, Forbidden("no"))
-    with within(10), pytest.raises(Forbidden):
-        await retried(flaky, log, replace(QUICK, recovering=0.05))
+    with deadline(10), pytest.raises(Forbidden):
+        await retry(flaky, log, replace(QUICK, recovering=0.05))
     assert len(flaky.tries) > 2
     flaky = Flaky(Forbidden("no"))
     with pytest.raises(Forbidden):
-        await retried(flaky, log, QUICK)
+        await retry(flaky, log, QUICK)
     assert len(flaky.tries) == 1
 
 
 async def test_the_last_words_are_told_when_the_time_is_up() -> None:
-    with pytest.raises(TimeoutError, match="did not answer: refused"), within(0.05):
-        await retried(Flaky(Unavailable("first"), DOWN), log, QUICK)
+    with pytest.raises(TimeoutError, match="did not answer: refused"), deadline(0.05):
+        await retry(Flaky(Unavailable("first"), DOWN), log, QUICK)
 
 
 @pytest.mark.parametrize("within_another", [False, True])
@@ -87,11 +87,11 @@ async def test_a_request_without_any_answer_is_told(within_another: bool) -> Non
 
     async def ask() -> None:
         if within_another:
-            with within(9):
-                await retried(hang, log, QUICK)
-        await retried(hang, log, QUICK)
+            with deadline(9):
+                await retry(hang, log, QUICK)
+        await retry(hang, log, QUICK)
 
-    with pytest.raises(TimeoutError, match="did not answer in time"), within(0.05):
+    with pytest.raises(TimeoutError, match="did not answer in time"), deadline(0.05):
         await ask()
 
 
@@ -99,17 +99,17 @@ async def test_only_what_was_not_answered_is_told() -> None:
     """Side by side, as a start's objects are: one was answered, one refused, one never."""
 
     async def one(operation: Callable[[], Awaitable[Any]]) -> None:
-        await retried(operation, log, QUICK)
+        await retry(operation, log, QUICK)
 
     async def refused(operation: Callable[[], Awaitable[Any]]) -> None:
         with pytest.raises(Conflict):
-            await retried(operation, log, QUICK)
+            await retry(operation, log, QUICK)
 
     async def ask() -> None:
-        with within(0.05):
-            await each(one, [Flaky(Unavailable("once"), None)])
-            await each(refused, [Flaky(Unavailable("before"), Conflict("no"))])
-            await each(one, [Flaky(DOWN)])
+        with deadline(0.05):
+            await gather(one, [Flaky(Unavailable("once"), None)])
+            await gather(refused, [Flaky(Unavailable("before"), Conflict("no"))])
+            await gather(one, [Flaky(DOWN)])
 
     with pytest.raises(TimeoutError) as caught:
         await ask()
@@ -118,8 +118,8 @@ async def test_only_what_was_not_answered_is_told() -> None:
 
 async def test_time_that_is_up_for_another_reason_has_no_words() -> None:
     async def ask() -> None:
-        with within(0.01):
-            await retried(Flaky(None), log, QUICK)
+        with deadline(0.01):
+            await retry(Flaky(None), log, QUICK)
             await anyio.sleep_forever()
 
     with pytest.raises(TimeoutError, match=r"^$"):
@@ -128,7 +128,7 @@ async def test_time_that_is_up_for_another_reason_has_no_words() -> None:
 
 async def test_without_a_deadline_it_ends_too() -> None:
     with pytest.raises(Unavailable, match="refused"):
-        await retried(Flaky(DOWN), log, replace(QUICK, unbounded=0.05))
+        await retry(Flaky(DOWN), log, replace(QUICK, unbounded=0.05))
 
 
 async def test_pauses_grow_and_are_never_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ async def test_pauses_grow_and_are_never_long(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(anyio, "sleep", sleep)
     monkeypatch.setattr(anyio, "current_time", lambda: clock[0])
     flaky = Flaky(*[DOWN] * 30, None)
-    await retried(flaky, log, Timing(unbounded=1000))
+    await retry(flaky, log, Timing(unbounded=1000))
     pauses = [later - earlier for earlier, later in pairwise(flaky.tries)]
     assert 0.25 <= pauses[0] <= 0.5
     assert max(pauses) <= 4
@@ -164,19 +164,19 @@ WEBHOOK = Unavailable("failed calling webhook", code=500)
 async def test_an_answer_may_be_worth_less_than_the_callers_time() -> None:
     flaky = Flaky(WEBHOOK)
     with pytest.raises(Unavailable, match="webhook"):  # noqa: SIM117
-        with within(60, lambda said: 0.05 if "webhook" in said else None):
-            await retried(flaky, log, QUICK)
+        with deadline(60, lambda said: 0.05 if "webhook" in said else None):
+            await retry(flaky, log, QUICK)
     assert len(flaky.tries) > 1
 
 
 async def test_its_time_begins_with_its_first() -> None:
     flaky = Flaky(*[DOWN] * 40, WEBHOOK, DOWN, WEBHOOK, None)
-    with within(60, lambda said: 0.04 if "webhook" in said else None):
-        assert await retried(flaky, log, QUICK) == "done"
+    with deadline(60, lambda said: 0.04 if "webhook" in said else None):
+        assert await retry(flaky, log, QUICK) == "done"
 
 
 async def test_an_inner_time_keeps_the_outer_limit() -> None:
-    with pytest.raises(Unavailable), within(60, lambda _: 0.02), within(50):
-        await retried(Flaky(DOWN), log, QUICK)
-    with within(60):
-        assert await retried(Flaky(DOWN, DOWN, None), log, QUICK) == "done"
+    with pytest.raises(Unavailable), deadline(60, lambda _: 0.02), deadline(50):
+        await retry(Flaky(DOWN), log, QUICK)
+    with deadline(60):
+        assert await retry(Flaky(DOWN, DOWN, None), log, QUICK) == "done"
