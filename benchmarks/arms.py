@@ -59,7 +59,7 @@ class Bare:
     async def prepare(self, numbers: Iterable[int]) -> None:
         for number in numbers:
             made = spawner(LightkubeTemplateSpawner, number, self._namespace, "user")
-            found = [o for docs in (await made._render(made.identity)).values() for o in docs]
+            found = [o for docs in (await made._rendered(made.identity)).values() for o in docs]
             paths = {"Pod": _PODS, "PersistentVolumeClaim": _CLAIMS}
             self._documents[number] = {
                 f"{paths[item['kind']].format(self._namespace)}/{item['metadata']['name']}": (

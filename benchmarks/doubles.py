@@ -16,9 +16,15 @@ HUB = SimpleNamespace(
 )
 
 
+class User(SimpleNamespace):
+    """A user; unlike a bare namespace it can be a key, as the hub's can."""
+
+    __hash__ = object.__hash__
+
+
 def spawner(cls: type[Any], number: int, namespace: str, name: str) -> Any:
     """A spawner of `cls` for a user of its own, with settings that give the same pod and claim."""
-    user = SimpleNamespace(
+    user = User(
         name=f"{name}{number}",
         escaped_name=f"{name}{number}",
         id=number,

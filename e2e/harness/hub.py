@@ -42,6 +42,7 @@ c.JupyterHub.bind_url = {public_url!r}
 c.JupyterHub.hub_ip = {hub_ip!r}
 c.JupyterHub.hub_port = {hub_port!r}
 c.JupyterHub.hub_connect_ip = {connect_address!r}
+c.JupyterHub.init_spawners_timeout = 1
 c.JupyterHub.db_url = "sqlite:///jupyterhub.sqlite"
 c.JupyterHub.cookie_secret_file = "cookie_secret"
 c.JupyterHub.cleanup_servers = False

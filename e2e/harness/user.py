@@ -121,20 +121,30 @@ class HubUser:
         return await self._client.post(f"/hub/{path}", data=data, headers=NAVIGATE)
 
     async def progress(self, server: str = "") -> AsyncGenerator[dict[str, Any]]:
-        """Yield the events of the spawn page until the server is ready or has failed."""
+        """Yield the events of the spawn page until the server is ready or has failed.
+
+        While the hub stops what a refused start left, its progress says 400 and nothing of the
+        reason: it is asked again until the stop is done, and once more.
+        """
         path = user_path(self.name, "servers", server, "progress")
         headers = {"Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": "same-origin"}
         params = {"_xsrf": self._xsrf("/hub/")}
         url = f"/hub/api/{path}"
-        async with self._client.sse(url, headers=headers, params=params) as source:
-            if source.response.is_error:
-                await source.response.aread()
-            _must_succeed(source.response)
-            async for event in source:
-                content: Any = event.json()
-                yield content
-                if content.get("ready") or content.get("failed"):
+        pending = True  # as far as is known
+        while True:
+            async with self._client.sse(url, headers=headers, params=params) as source:
+                if source.response.is_error:
+                    await source.response.aread()
+                if source.response.status_code != 400 or not pending:
+                    _must_succeed(source.response)
+                    async for event in source:
+                        content: Any = event.json()
+                        yield content
+                        if content.get("ready") or content.get("failed"):
+                            return
                     return
+            pending = bool((await self.servers()).get(server, {}).get("pending"))
+            await anyio.sleep(0.1)
 
     async def wait_ready(self, server: str = "", timeout: float = 120) -> list[dict[str, Any]]:
         """Wait for a pending start and return its events; raise `ServerFailedError` if it fails."""

@@ -38,7 +38,6 @@ CONFIG = f"""
 {light.OPTIONS_ARE_TRAITS}
 c.Spawner.poll_interval = 3600
 c.JupyterHub.last_activity_interval = 3600
-c.JupyterHub.init_spawners_timeout = 1
 """
 # Its shell runs what the test writes to /tmp/end, as its own last act; /tmp outlives a restart.
 SERVER = """

@@ -36,7 +36,6 @@ def extra_vars(spawner):
     return spawner.user_options.get("values", {{}})
 c.LightkubeTemplateSpawner.pre_spawn_hook = hook
 c.LightkubeTemplateSpawner.extra_vars = extra_vars
-c.JupyterHub.init_spawners_timeout = 1
 """
 
 

@@ -35,7 +35,6 @@ from lightkube_template_spawner.objects.identity import USERNAME
 pytestmark = pytest.mark.timeout(REPEAT * 300)
 
 CONFIG = """
-c.JupyterHub.init_spawners_timeout = 1
 c.Spawner.poll_interval = 3600
 c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0, "slow_stop_timeout": 0}
 """

@@ -25,7 +25,6 @@ KINDS = "pods,secrets,services,persistentvolumeclaims"
 ALLOWED_BEYOND_A_PLAIN_HUB = 5.0  # seconds, stated in the issue
 CONFIG = f"""
 {light.OPTIONS_ARE_TRAITS}
-c.JupyterHub.init_spawners_timeout = 1  # a hub waits this long for servers that are still starting
 c.Spawner.poll_interval = 3600  # so that only the watch can notice what happens
 """
 

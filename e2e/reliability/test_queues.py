@@ -24,7 +24,6 @@ WAITS = f"SchedulingGated: it waits in the queue, held by {GATE}"
 STRICT = {name: {"grace": 0} for name in ("unschedulable", "unnoticed", "reference")}
 CONFIG = f"""
 {light.OPTIONS_ARE_TRAITS}
-c.JupyterHub.init_spawners_timeout = 1
 """
 
 

@@ -25,7 +25,6 @@ pytestmark = pytest.mark.timeout(REPEAT * 150)
 GRACE = 3  # seconds that the process outlives its TERM; the tests last as long
 CONFIG = f"""
 {light.OPTIONS_ARE_TRAITS}
-c.JupyterHub.init_spawners_timeout = 1
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 0, "slow_stop_timeout": 0}}
 """
 
