@@ -27,6 +27,7 @@ from e2e.harness.faults import Faults
 from e2e.ownership import adversary
 from e2e.ownership.adversary import LABELS, NAME, PATHS, SYNTAX
 from lightkube_template_spawner.errors import OptionsRefused, SpawnerError
+from lightkube_template_spawner.objects import parsing
 from lightkube_template_spawner.objects import plan as manifests
 from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.templates import guard, limits, renderer, values
@@ -306,7 +307,7 @@ class Run:
         """In what would be applied; a plan may still refuse an object."""
         try:
             plan = manifests.prepare(
-                manifests.parse(rendered.objects),
+                parsing.parse(rendered.objects),
                 ME,
                 manifests.Contract("users"),
                 namespaced=lambda one: one[1] not in ("Namespace", "Node"),

@@ -29,6 +29,7 @@ from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.retry import retry
 from lightkube_template_spawner.errors import Conflict, Invalid, NotOurs, SpawnerError
 from lightkube_template_spawner.lifecycle.apply import Applying
+from lightkube_template_spawner.objects import parsing
 from lightkube_template_spawner.objects import plan as manifests
 from lightkube_template_spawner.objects.identity import MANAGED_BY, OWNER, PREFIX, Identity, Policy
 from lightkube_template_spawner.objects.plan import Contract, Plan, Planned
@@ -149,7 +150,7 @@ class Run:
                 given, release=identity.user_server_slug, namespace=self.space
             )
             plan = manifests.prepare(
-                manifests.parse(rendered.objects),
+                parsing.parse(rendered.objects),
                 identity,
                 self.rules,
                 namespaced=lambda kind: kind not in KINDS or KINDS[kind].namespaced,

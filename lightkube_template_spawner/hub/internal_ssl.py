@@ -22,8 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from lightkube_template_spawner.errors import ManifestError
-from lightkube_template_spawner.objects import connection
-from lightkube_template_spawner.objects import plan as manifests
+from lightkube_template_spawner.objects import connection, parsing
 from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.ref import ObjectRef
 
@@ -64,9 +63,7 @@ class Certificate:
         files = {name: Path(paths[key]).read_text() for key, name in _FILES.items()}
         return replace(self, files=files)
 
-    def check(
-        self, documents: Mapping[str, manifests.Source], route: Route, namespace: str
-    ) -> None:
+    def check(self, documents: Mapping[str, parsing.Source], route: Route, namespace: str) -> None:
         """Raise ManifestError where a template makes up a new name each time it is rendered."""
         for name in foreseen(documents, route, namespace):
             if name not in self.names:
@@ -78,7 +75,7 @@ class Certificate:
 
 
 def foreseen(
-    documents: Mapping[str, manifests.Source], route: Route, namespace: str
+    documents: Mapping[str, parsing.Source], route: Route, namespace: str
 ) -> tuple[str, ...]:
     """The name of the connection object as a certificate has it; empty if nobody can know it yet.
 
@@ -87,7 +84,7 @@ def foreseen(
     """
     marked = [
         document.manifest
-        for document in manifests.parse(documents)
+        for document in parsing.parse(documents)
         if connection.is_connection(document.manifest, route.annotation_key)
     ]
     connection.only_one((str(ObjectRef.of(one)) for one in marked), route.annotation_key)
@@ -95,7 +92,7 @@ def foreseen(
     return (_alt_name(host),) if host else ()
 
 
-async def wanted(spawner: Any, documents: Mapping[str, manifests.Source]) -> tuple[str, ...]:
+async def wanted(spawner: Any, documents: Mapping[str, parsing.Source]) -> tuple[str, ...]:
     """All names of the certificate for what the spawner's template rendered.
 
     Raises:

@@ -26,6 +26,7 @@ from lightkube_template_spawner.lifecycle.readiness import Tell, Waiting
 from lightkube_template_spawner.lifecycle.record import Record, merged
 from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.lifecycle.server import Server
+from lightkube_template_spawner.objects import parsing
 from lightkube_template_spawner.objects import plan as manifests
 from lightkube_template_spawner.objects.connection import Address, Route
 from lightkube_template_spawner.objects.identity import KINDS, USERID, WAIT, Identity, Policy
@@ -52,7 +53,7 @@ class Launcher:
 
     async def launch(
         self,
-        documents: Mapping[str, manifests.Source],
+        documents: Mapping[str, parsing.Source],
         *,
         before: Record | None,
         save: Callable[[Record], None],
@@ -101,9 +102,9 @@ class Launcher:
         return Waiting(Server(self.cluster, record), self.limits, self.tell, self.log)
 
     async def _plan(
-        self, documents: Mapping[str, manifests.Source]
+        self, documents: Mapping[str, parsing.Source]
     ) -> tuple[Plan, dict[tuple[str, str], Kind]]:
-        parsed = manifests.parse(documents)
+        parsed = parsing.parse(documents)
         kinds: dict[tuple[str, str], Kind] = {
             d.kind: await self.cluster.discovery.kind(*d.kind) for d in parsed
         }

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from lightkube_template_spawner.errors import TemplateError
 from lightkube_template_spawner.hub.settings import default_chart
-from lightkube_template_spawner.objects import identity
+from lightkube_template_spawner.objects import identity, parsing
 from lightkube_template_spawner.objects import plan as manifests
 from lightkube_template_spawner.templates import values as spawner_values
 from lightkube_template_spawner.templates.renderer import (
@@ -161,7 +161,7 @@ def test_the_spawner_accepts_it(
         "labels": dict(who.server_labels),
     }
     rules = manifests.Contract("users", shared_objects=("Secret/registry", "ServiceAccount/user"))
-    documents = manifests.parse(run(**values, **own).documents)
+    documents = parsing.parse(run(**values, **own).documents)
     plan = manifests.prepare(documents, who, rules, namespaced=lambda _: True, nonce="n")
     assert not plan.warnings
     by_service = values.get("connection") == "service" or "internal_ssl" in values

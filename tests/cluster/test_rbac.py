@@ -19,6 +19,7 @@ from lightkube_template_spawner.cluster.discovery import Discovery, granted
 from lightkube_template_spawner.cluster.rbac import FULL, LOOK, Needs, Rights
 from lightkube_template_spawner.cluster.timing import Timing
 from lightkube_template_spawner.errors import ClusterError, Forbidden
+from lightkube_template_spawner.objects import parsing
 from lightkube_template_spawner.objects import plan as manifests
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, text
@@ -93,7 +94,7 @@ def thing(kind: Kind, name: str, namespace: str = "", **annotations: str) -> dic
 def plan(*extra: dict[str, Any]) -> manifests.Plan:
     pod = thing(POD, "p", "own", **{"kubetemplatespawner/connection": "true"})
     return manifests.prepare(
-        manifests.parse({"all.yaml": [pod, thing(SECRET, "s", "own"), *extra]}),
+        parsing.parse({"all.yaml": [pod, thing(SECRET, "s", "own"), *extra]}),
         ME,
         manifests.Contract("hub", namespaces=("own",), cluster_kinds=("v1/Namespace",)),
         namespaced=lambda key: KINDS[key].namespaced,
