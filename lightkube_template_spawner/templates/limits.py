@@ -31,7 +31,7 @@ def check_options(options: Any) -> None:
                 f"{shown(place)} lies more than {MAX_DEPTH} levels deep: send flatter options."
             )
         size += _size(value)
-        if nodes > MAX_NODES:
+        if nodes + _entries(value) > MAX_NODES:  # before they are looked at
             raise OptionsRefused(
                 f"{_NAME} holds more than {MAX_NODES} values: send fewer; too many from "
                 f"{shown(place)} on."
@@ -57,6 +57,10 @@ def _walk(options: Any) -> Iterator[tuple[str, Any, int]]:
             waiting += ((f"{place}.{shown(key)}", item, depth + 1) for key, item in value.items())
         elif isinstance(value, list | tuple):
             waiting += ((f"{place}[{n}]", item, depth + 1) for n, item in enumerate(value))
+
+
+def _entries(value: Any) -> int:
+    return len(value) if isinstance(value, Mapping | list | tuple) else 0
 
 
 def _size(value: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -80,3 +81,15 @@ def test_a_value_that_holds_itself_is_named() -> None:
         plain(values)
     values["token"] = "\ud800 and more than that"
     assert Redactor(values)("a word") == "a word"
+
+
+class _Endless(list[int]):
+    """A list of which no entry may be touched."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError("its entries were looked at")
+
+
+def test_a_list_that_is_too_long_is_not_walked() -> None:
+    with pytest.raises(OptionsRefused, match=r"too many from user_options\.a on"):
+        check_options({"a": _Endless([0] * 3_000)})
