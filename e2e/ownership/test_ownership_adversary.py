@@ -28,7 +28,7 @@ from lightkube_template_spawner.cluster.api import Api, Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.retry import retry
 from lightkube_template_spawner.errors import Conflict, Invalid, NotOurs, SpawnerError
-from lightkube_template_spawner.lifecycle.apply import Applying
+from lightkube_template_spawner.lifecycle.apply import Applier
 from lightkube_template_spawner.objects import parsing
 from lightkube_template_spawner.objects import plan as manifests
 from lightkube_template_spawner.objects.identity import MANAGED_BY, OWNER, PREFIX, Identity, Policy
@@ -214,9 +214,9 @@ class Run:
     async def _takeover(self, item: Planned, identity: Identity, kind: Kind) -> None:
         """The name is somebody else's: the real thing."""
         assert item.name in NAMES, item.reference
-        applying = Applying(self.cluster, identity, self.rules, {item.kind: kind}, log)
+        applier = Applier(self.cluster, identity, self.rules, {item.kind: kind}, log)
         with pytest.raises(NotOurs) as refused:
-            await applying.put(item)
+            await applier.apply(item)
         text = str(refused.value)
         assert item.reference in text
         assert item.source in text

@@ -42,7 +42,7 @@ _TRIES = 3
 _CLEARING = 60.0  # at most, within the start's own time
 
 
-class Applying:
+class Applier:
     """Applies one plan's objects for one server."""
 
     def __init__(
@@ -59,7 +59,7 @@ class Applying:
         self._kinds = kinds
         self._log = log
 
-    async def put(self, item: Planned) -> dict[str, Any]:
+    async def apply(self, item: Planned) -> dict[str, Any]:
         """Create or update one object; the live object.
 
         Raises:

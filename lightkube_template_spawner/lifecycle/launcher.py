@@ -20,9 +20,9 @@ from lightkube_template_spawner.cluster.retry import deadline
 from lightkube_template_spawner.concurrency import gather
 from lightkube_template_spawner.errors import Forbidden, NameTaken, StartFailed
 from lightkube_template_spawner.lifecycle import failures, liveness
-from lightkube_template_spawner.lifecycle.apply import Applying
+from lightkube_template_spawner.lifecycle.apply import Applier
 from lightkube_template_spawner.lifecycle.preflight import Access
-from lightkube_template_spawner.lifecycle.readiness import Tell, Waiting
+from lightkube_template_spawner.lifecycle.readiness import Tell, Waiter
 from lightkube_template_spawner.lifecycle.record import Record, merged
 from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.lifecycle.server import Server
@@ -70,7 +70,7 @@ class Launcher:
             NotOurs: an object belongs to somebody else; it was not written.
             StartFailed, StartTimeout, ClusterError: what happened, with the object's name.
         """
-        waiting = self._waiting(Record(self.identity, self.contract.namespace))
+        waiter = self._waiter(Record(self.identity, self.contract.namespace))
         try:
             with deadline(timeout, self.limits.retried_for):
                 plan, kinds = await self._plan(documents)
@@ -81,16 +81,16 @@ class Launcher:
                 await self._remove_leftovers(before, timeout)
                 record = self._record(plan, before)
                 save(record)
-                waiting.server = Server(self.cluster, record)
-                with waiting.listening():
-                    connection = await self._apply(plan, waiting, access)
+                waiter.server = Server(self.cluster, record)
+                with waiter.listening():
+                    connection = await self._apply(plan, waiter, access)
                     record = replace(record, connection=connection)
                     save(record)
                     refs = [*(item.ref for item in plan.objects[:-1] if _waits(item)), connection]
-                    waiting.server = Server(self.cluster, record)
-                    ready = await self._until_ready(refs, waiting, set())
+                    waiter.server = Server(self.cluster, record)
+                    ready = await self._until_ready(refs, waiter, set())
         except TimeoutError as error:
-            raise waiting.late(timeout, str(error)) from None
+            raise waiter.late(timeout, str(error)) from None
         except Forbidden as error:
             if is_missing_right(error):  # a role was changed: the next start asks again
                 self.cluster.rights.forget()
@@ -98,8 +98,8 @@ class Launcher:
         save(ready)
         return ready
 
-    def _waiting(self, record: Record) -> Waiting:
-        return Waiting(Server(self.cluster, record), self.limits, self.tell, self.log)
+    def _waiter(self, record: Record) -> Waiter:
+        return Waiter(Server(self.cluster, record), self.limits, self.tell, self.log)
 
     async def _plan(
         self, documents: Mapping[str, parsing.Source]
@@ -185,17 +185,17 @@ class Launcher:
             live=True,
         )
 
-    async def _apply(self, plan: Plan, waiting: Waiting, access: Access) -> ObjectRef:
+    async def _apply(self, plan: Plan, waiter: Waiter, access: Access) -> ObjectRef:
         """Write all objects, rank by rank; the live connection object."""
-        applying = Applying(self.cluster, self.identity, self.contract, access.kinds, self.log)
+        applier = Applier(self.cluster, self.identity, self.contract, access.kinds, self.log)
         done = 0
         uid = ""
         for rank, items in groupby(plan.objects, key=lambda item: item.rank):
             if rank > manifests.BINDINGS:
                 await access.complete()
-            for live in await gather(applying.put, items):
+            for live in await gather(applier.apply, items):
                 uid = live["metadata"]["uid"]
-                waiting.made(uid)
+                waiter.made(uid)
                 done += 1
             self.tell(f"Applied {done} of {len(plan.objects)} objects", 10)
         # The connection object is alone in the last rank, so the last UID is its.
@@ -210,24 +210,24 @@ class Launcher:
         connection = record.connection
         if connection is None:
             raise StartFailed("there is no connection object on record")
-        waiting = self._waiting(record)
+        waiter = self._waiter(record)
         # Its UID is not on record where the earlier hub ended in the middle of the start.
         refs = [replace(connection, uid="")]
         try:
-            with deadline(timeout), waiting.listening():
-                await liveness.watch(waiting.server)
+            with deadline(timeout), waiter.listening():
+                await liveness.watch(waiter.server)
                 await self._watch_controllers(record)
-                for live in waiting.server.objects():
-                    waiting.made(live.meta.uid)
-                return await self._until_ready(refs, waiting, {str(connection)})
+                for live in waiter.server.objects():
+                    waiter.made(live.meta.uid)
+                return await self._until_ready(refs, waiter, {str(connection)})
         except TimeoutError as error:
-            raise waiting.late(timeout, str(error)) from None
+            raise waiter.late(timeout, str(error)) from None
 
     async def _until_ready(
-        self, refs: Sequence[ObjectRef], waiting: Waiting, shown: set[str]
+        self, refs: Sequence[ObjectRef], waiter: Waiter, shown: set[str]
     ) -> Record:
         """The record, with URL, once these objects are ready; the connection object is the last."""
-        server = waiting.server
+        server = waiter.server
 
         def ready() -> Record | None:
             for ref in refs:
@@ -235,11 +235,11 @@ class Launcher:
                 if readiness.state is State.FAILED:
                     raise StartFailed(f"{ref}: {readiness.message}")
                 if not readiness.ready:
-                    waiting.update(f"{ref}: {readiness.message}")
+                    waiter.update(f"{ref}: {readiness.message}")
                     return None
             live, url = server.connection(), server.url(self.route)
             if live is None or url is None:
-                waiting.update(f"{refs[-1]}: it has no address yet")
+                waiter.update(f"{refs[-1]}: it has no address yet")
                 return None
             return replace(
                 server.record,
@@ -249,7 +249,7 @@ class Launcher:
                 ready=True,
             )
 
-        return await waiting.until(ready)
+        return await waiter.until(ready)
 
     async def _watch_controllers(self, record: Record) -> None:
         """What makes pods says why it cannot, also where a Service is what is connected to."""

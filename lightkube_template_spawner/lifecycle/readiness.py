@@ -36,7 +36,7 @@ _LOOKED_UP = {
 }
 
 
-class Waiting:
+class Waiter:
     """One start, from its first object until its server is ready.
 
     ``uids`` are those of the objects that were applied; pods join them as they come.

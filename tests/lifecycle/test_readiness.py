@@ -16,7 +16,7 @@ from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.errors import StartFailed
 from lightkube_template_spawner.lifecycle import failures
 from lightkube_template_spawner.lifecycle import readiness as module
-from lightkube_template_spawner.lifecycle.readiness import Waiting
+from lightkube_template_spawner.lifecycle.readiness import Waiter
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.ref import POD, ObjectRef
@@ -67,16 +67,16 @@ class Start:
             item["metadata"]["uid"] = old["metadata"]["uid"]
         return self.fake.put(item)
 
-    def waiting(self, **graces: float | None) -> Waiting:
+    def waiting(self, **graces: float | None) -> Waiter:
         """With these rules, by name, and no other that could end it within a test."""
         rows: dict[str, object] = {name: {"grace": LATER} for name in failures.DEFAULTS}
         rows |= {name.replace("_", "-"): {"grace": grace} for name, grace in graces.items()}
         rules = failures.FailureRules(rows)
-        return Waiting(
+        return Waiter(
             Server(self.cluster, RECORD), rules, lambda text, _: self.told.append(text), log
         )
 
-    async def lasts(self, waiting: Waiting, seconds: float = 4 * SOON) -> None:
+    async def lasts(self, waiting: Waiter, seconds: float = 4 * SOON) -> None:
         """It goes on waiting."""
         with anyio.move_on_after(seconds) as scope:
             await waiting.until(self.ready)
@@ -115,7 +115,7 @@ async def start(fake: FakeApiServer, tmp_path: Path) -> AsyncIterator[Start]:
         feed._closing.cancel()
 
 
-async def fails(start: Start, waiting: Waiting, *words: str, reason: str) -> None:
+async def fails(start: Start, waiting: Waiter, *words: str, reason: str) -> None:
     with pytest.raises(StartFailed) as failed, anyio.fail_after(5):
         await waiting.until(start.ready)
     assert all(word in str(failed.value) for word in words), failed.value
