@@ -58,9 +58,10 @@ def check(
 
 def of_manifest(manifest: Mapping[str, Any]) -> Iterator[Reference]:
     """Every name that the pods, volume claims and snapshots in this object refer to."""
-    for spec in _pods(manifest):
+    items = list(nested.mappings(manifest))
+    for spec in _pods(manifest, items):
         yield from _of_pod(spec)
-    for item in nested.mappings(manifest):
+    for item in items:
         yield from _of_storage(item)
         if item.keys() & _CLAIM_FIELDS or (
             manifest["kind"] == _CLAIM and item is manifest.get("spec")
@@ -74,13 +75,13 @@ def _path(kind: str, name: str, namespace: str) -> str:
     return f"{kind} {namespace}/{name}"
 
 
-def _pods(manifest: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+def _pods(manifest: Mapping[str, Any], items: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
     """The specs of pods: where built-in kinds have them, and what looks like one elsewhere."""
     pods = [manifest] if manifest["kind"] == "Pod" else pod_templates(manifest)
     specs = [pod["spec"] for pod in pods if isinstance(pod.get("spec"), dict)]
     specs += [
         item
-        for item in nested.mappings(manifest)
+        for item in items
         if any(nested.listed(item.get(key)) for key in (*_CONTAINERS, "volumes"))
     ]
     return {id(spec): spec for spec in specs}.values()
