@@ -276,6 +276,8 @@ class _Reader:
                 "Pipe the value that holds it through `quote`."
             ) from None
         problem = getattr(error, "problem", None) or "not YAML"
+        if "nesting depth" in problem:  # a newer libyaml has a limit too, and reads ahead of us
+            problem = f"nested more than {MAX_DEPTH} levels deep"
         raise TemplateError(
             f"{self._place(mark.line, mark.column)}: {problem}. Look at the indentation there, and "
             "pipe values through `quote`, `toJson` or `toYaml | nindent`."
