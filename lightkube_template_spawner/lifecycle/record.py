@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Final
 
 from lightkube_template_spawner.objects.connection import Address
 from lightkube_template_spawner.objects.identity import Identity
@@ -43,10 +43,12 @@ class Record:
 
     def to_state(self) -> dict[str, Any]:
         """JSON for the hub's database."""
-        state = asdict(self)
-        state["identity"] = self.identity.to_state()
-        state["connection"] = self.connection and self.connection.to_state()
-        return state
+        return {
+            **{name: getattr(self, name) for name in _FIELDS},
+            "identity": self.identity.to_state(),
+            "connection": self.connection and self.connection.to_state(),
+            "address": self.address and asdict(self.address),
+        }
 
     def for_spawner(self) -> dict[str, Any]:
         """Our part of a spawner's state, and names as KubeSpawner has them, for its tools."""
@@ -110,6 +112,9 @@ class Record:
             live=False,
             ready=False,
         )
+
+
+_FIELDS: Final = tuple(each.name for each in fields(Record))
 
 
 def merged(*parts: Namespaces) -> dict[str, tuple[str, ...]]:

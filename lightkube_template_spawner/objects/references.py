@@ -20,11 +20,22 @@ from lightkube_template_spawner.objects.stamping import pod_templates
 
 Reference = tuple[str, str]  # kind, name; the name of one in another namespace is "namespace/name"
 _CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
+_OF_PODS = (*_CONTAINERS, "volumes")
 _CLAIM = "PersistentVolumeClaim"
 _CLAIM_FIELDS = {"accessModes", "storageClassName", "volumeMode"}
 _DEVICES = {
     "resourceClaimName": "ResourceClaim",
     "resourceClaimTemplateName": "ResourceClaimTemplate",
+}
+_SOURCES = ("dataSource", "dataSourceRef")
+#: A mapping with none of these keys refers to nothing that is looked for, as most do.
+_TELLING = _CLAIM_FIELDS | {
+    *_OF_PODS,
+    *_SOURCES,
+    "persistentVolumeClaim",
+    "persistentVolumeClaimName",
+    "volumeName",
+    "volumeSnapshotContentName",
 }
 _WITHOUT_NAMESPACE = {"PersistentVolume", "VolumeSnapshotContent"}
 
@@ -58,10 +69,10 @@ def check(
 
 def of_manifest(manifest: Mapping[str, Any]) -> Iterator[Reference]:
     """Every name that the pods, volume claims and snapshots in this object refer to."""
-    items = list(nested.mappings(manifest))
-    for spec in _pods(manifest, items):
+    telling = [item for item in nested.mappings(manifest) if not _TELLING.isdisjoint(item)]
+    for spec in _pods(manifest, telling):
         yield from _of_pod(spec)
-    for item in items:
+    for item in telling:
         yield from _of_storage(item)
         if item.keys() & _CLAIM_FIELDS or (
             manifest["kind"] == _CLAIM and item is manifest.get("spec")
@@ -79,11 +90,7 @@ def _pods(manifest: Mapping[str, Any], items: Iterable[dict[str, Any]]) -> Itera
     """The specs of pods: where built-in kinds have them, and what looks like one elsewhere."""
     pods = [manifest] if manifest["kind"] == "Pod" else pod_templates(manifest)
     specs = [pod["spec"] for pod in pods if isinstance(pod.get("spec"), dict)]
-    specs += [
-        item
-        for item in items
-        if any(nested.listed(item.get(key)) for key in (*_CONTAINERS, "volumes"))
-    ]
+    specs += [item for item in items if any(nested.listed(item.get(key)) for key in _OF_PODS)]
     return {id(spec): spec for spec in specs}.values()
 
 
@@ -108,7 +115,7 @@ def _of_storage(item: Mapping[str, Any]) -> Iterator[Reference]:
     yield from _text(item.get("persistentVolumeClaim"), "claimName", _CLAIM)
     yield from _text(item, "persistentVolumeClaimName", _CLAIM)
     yield from _text(item, "volumeSnapshotContentName", "VolumeSnapshotContent")
-    for key in ("dataSource", "dataSourceRef"):
+    for key in _SOURCES:
         source = item.get(key)
         if isinstance(source, Mapping) and source.get("kind") and source.get("name"):
             parts = [source.get("namespace"), source["name"]]

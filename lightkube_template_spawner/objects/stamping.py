@@ -28,9 +28,13 @@ GITOPS_GUARD = {
     "argocd.argoproj.io/sync-options": "Prune=false,Delete=false",
 }
 
-_TEMPLATED = frozenset(
-    {"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job"}
-)
+#: Where built-in kinds have pod templates.
+_TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("Deployment", "StatefulSet", "DaemonSet"), ("spec", "template")),
+    **dict.fromkeys(("ReplicaSet", "ReplicationController", "Job"), ("spec", "template")),
+    "CronJob": ("spec", "jobTemplate", "spec", "template"),
+    "PodTemplate": ("template",),
+}
 
 
 def stamp(
@@ -67,7 +71,7 @@ def stamp(
     if gitops_guard:
         for key, value in GITOPS_GUARD.items():
             annotations.setdefault(key, value)
-    for template in [*pod_templates(manifest), *_custom_pod_templates(manifest)]:
+    for template in pod_templates(manifest) or _custom_pod_templates(manifest):
         inner = _mapping(_mapping(template, "metadata"), "labels")
         _refuse_foreign(inner, identity)
         inner.update(ours)
@@ -78,27 +82,21 @@ def stamp(
 
 
 def pod_templates(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The pod templates inside a controller's manifest."""
-    spec = manifest.get("spec")
-    if not isinstance(spec, Mapping):
-        return []
-    path: tuple[str, ...] = ("template",)
-    if manifest["kind"] == "CronJob":
-        path = ("jobTemplate", "spec", "template")
-    elif manifest["kind"] not in _TEMPLATED:
-        return []
-    inner: Any = spec
-    for key in path:
+    """The pod template inside a controller's manifest, if it has one."""
+    inner: Any = manifest if manifest["kind"] in _TEMPLATES else None
+    for key in _TEMPLATES.get(manifest["kind"], ()):
         inner = inner.get(key) if isinstance(inner, Mapping) else None
     return [inner] if isinstance(inner, dict) else []
 
 
 def _custom_pod_templates(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """The pod templates at any other place, as custom resources have them, that have metadata.
+    """The pod templates at any place, as custom resources have them, that have metadata.
 
     Only these can take labels: the schema of a custom resource may declare no metadata there, and
     the API server would refuse it or drop it. A chart that writes some shows that there is a place.
     """
+    if "." not in manifest["apiVersion"].partition("/")[0]:
+        return []  # a group without a dot is Kubernetes' own
     return [
         item
         for item in nested.mappings(manifest)

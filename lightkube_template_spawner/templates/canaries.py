@@ -83,9 +83,14 @@ class Probe:
 
     values: dict[str, Any]
     texts: Mapping[str, str]
-    places: Mapping[str, str]
+    places: Mapping[str, tuple[Path, str]]
     canary: re.Pattern[str]
     lookalikes: tuple[str, ...]
+
+    def place_names(self, canaries: Collection[str] = ()) -> list[str]:
+        """The places of these canaries, or of all, as messages show them."""
+        places = (self.places[canary] for canary in canaries or self.places)
+        return sorted({f"{place(where)}{what}" for where, what in places})
 
 
 @dataclass
@@ -103,7 +108,7 @@ class Canaries:
     named: bool = False
     by_text: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
+    places: dict[str, tuple[Path, str]] = field(default_factory=dict)
     traced: frozenset[str] = frozenset()
     # Nobody can type a canary in advance. Upper case and marks make it vanish, as it must, when a
     # chart changes the text (`lower`, a regular expression, `b64enc`).
@@ -118,7 +123,8 @@ class Canaries:
                 self.traced = frozenset(self.by_text)
         if not self.texts:
             return None
-        for name in values.keys() - {where[0] for where in tainted if len(where) == 1}:
+        copied = values.keys() if self.traced else frozenset()
+        for name in copied - {where[0] for where in tainted if len(where) == 1}:
             replaced[name] = self._replace_copies(replaced[name], (name,))
         pattern = re.compile(rf"Zq\.[0-9]+_{self.nonce}@qZ(?:\$\(q\))?")
         lookalikes = tuple(text for text in self.by_text if is_lookalike(text))
@@ -142,12 +148,13 @@ class Canaries:
     def _may_change(self, text: str, where: Path) -> bool:
         if where[-1] == A_KEY:
             return self.risky and not _is_safe_key(text)
-        if not is_lookalike(text):
-            return self.risky and not is_harmless(text)
-        if where in _NAMES:
+        if not is_harmless(text):
             return self.risky
+        if where in _NAMES:
+            return self.risky and not is_exact(text)
         typed = where[0] not in _OURS or where[0] == "groups"
-        return typed and (self.lookalikes is None or text in self.lookalikes)
+        chosen = self.lookalikes is None or text in self.lookalikes
+        return typed and chosen and not is_exact(text)
 
     def _replace_copies(self, value: Any, where: Path) -> Any:
         if where in self.trusted:
@@ -166,7 +173,8 @@ class Canaries:
         )
 
     def _is_name(self, text: str) -> bool:
-        return self.places[self.by_text[text]].startswith("unescaped_")
+        where, _ = self.places[self.by_text[text]]
+        return where in _NAMES
 
     def _inside(self, value: Any, where: Path, replace: _Replace) -> Any:
         if isinstance(value, Mapping):
@@ -183,29 +191,29 @@ class Canaries:
     def _grow(self, inside: Any, where: Path) -> None:
         """One more entry, like the last one: a template must not notice how many there are."""
         if isinstance(inside, dict):
-            more = self._more(f"{place(where)} (its keys)")
+            more = self._more(where, " (its keys)")
             inside[more] = _like(next(reversed(inside.values()), None), more)
         elif isinstance(inside, list):
-            more = self._more(f"{place(where)} (its items)")
+            more = self._more(where, " (its items)")
             # Go prints a list as `[a b]`, which is one of YAML: the comma tells.
             inside.append(_like(inside[-1] if inside else None, f"{more}, {more}"))
 
-    def _more(self, name: str) -> str:
-        canary = self._new(name)
+    def _more(self, where: Path, what: str) -> str:
+        canary = self._new(where, what)
         self.texts[canary] = canary
         return canary
 
     def _canary(self, text: str, where: Path) -> str:
         if text not in self.by_text:
             # Charts may decide by Kubernetes' own `$(NAME)`, which is harmless in YAML.
-            canary = self._new(place(where), "$(q)" if "$(" in text else "")
+            canary = self._new(where, end="$(q)" if "$(" in text else "")
             self.by_text[text] = canary
             self.texts[canary] = text
         return self.by_text[text]
 
-    def _new(self, name: str, end: str = "") -> str:
+    def _new(self, where: Path, what: str = "", end: str = "") -> str:
         canary = f"Zq.{len(self.places)}_{self.nonce}@qZ{end}"
-        self.places[canary] = name
+        self.places[canary] = where, what
         return canary
 
 

@@ -171,9 +171,8 @@ class _Comparison:
 
     def same(self, real: Any, probed: Any, source: str, path: str) -> None:
         """Shapes only: numbers and booleans that a chart works out from a text may differ."""
-        kind = _kind(probed)
-        if _kind(real) != kind:
-            raise self.shape(source, path, f"{kind} became {_kind(real)}", probed)
+        if type(real) is not type(probed) and _kind(real) != _kind(probed):
+            raise self.shape(source, path, f"{_kind(probed)} became {_kind(real)}", probed)
         if isinstance(real, dict):
             expected = {self._restored(key): item for key, item in probed.items()}
             if real.keys() != expected.keys():
@@ -220,9 +219,10 @@ class _Comparison:
         for canary in self._probe.canary.findall(probed):
             text = self._probe.texts[canary]
             if text != canary and not any(_holds(real, form) for form in _forms(text)):
+                name = ", ".join(self._probe.place_names([canary]))
                 raise TemplateError(
-                    f"{source}{_at_path(path)}: the text of {self._probe.places[canary]} does not "
-                    "arrive whole. Nothing was created. Pipe it through `quote` or `toJson`, "
+                    f"{source}{_at_path(path)}: the text of {name} does not arrive whole. "
+                    "Nothing was created. Pipe it through `quote` or `toJson`, "
                     "without quotation marks around them."
                 )
 
@@ -232,7 +232,7 @@ class _Comparison:
     def _names(self, probed: Any) -> str:
         """The values whose canaries are at the place in question, or else all of them."""
         shown_here = self._probe.canary.findall(json.dumps(probed))
-        names = sorted({self._probe.places[canary] for canary in shown_here or self._probe.places})
+        names = self._probe.place_names(shown_here)
         return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 

@@ -16,10 +16,10 @@ _LONGEST_SHOWN: Final = 80
 
 def plain(value: Any, place: str = "", depth: int = 0) -> Any:
     """``value`` as lists, dicts and scalars; TemplateError names the place of anything else."""
-    if value is None or isinstance(value, bool):
-        return value
     if isinstance(value, str):
         return _text(str(value), place)
+    if value is None or isinstance(value, bool):
+        return value
     if isinstance(value, int):
         return _integer(int(value), place)
     if isinstance(value, float):

@@ -217,7 +217,7 @@ class _HelmRenderer:
             same = {p: first.objects[p] for p in texts if p not in changed}
             return {**same, **_parsed(changed)}
         except TemplateError as error:
-            names = sorted(set(probe.places.values()))
+            names = probe.place_names()
             raise guard.Undecided(
                 "The template renders, but fails when other text stands in its place, so it "
                 "cannot be told whether users can change its shape. If it decides by one of "

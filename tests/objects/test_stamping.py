@@ -161,6 +161,13 @@ def test_a_cron_jobs_pod_template_is_stamped_too() -> None:
     assert job["spec"]["template"]["metadata"]["labels"] == dict(ALICE.server_labels)
 
 
+def test_a_pod_template_object_is_stamped_too() -> None:
+    template = thing("PodTemplate")
+    template["template"] = {"spec": {"containers": [{"name": "one"}]}}
+    labels = stamped(template)["template"]["metadata"]["labels"]
+    assert labels == dict(ALICE.server_labels)
+
+
 def test_a_pod_template_that_names_somebody_else_is_refused() -> None:
     spec = {"template": {"metadata": {"labels": {USERNAME: "bob"}}}}
     with pytest.raises(ManifestError, match="bob"):
