@@ -166,8 +166,9 @@ class _Reader:
                 self._refuse(event, f"more than {MAX_DOCUMENTS} documents")
 
     def _scalar(self, event: Any) -> None:
-        self._node(event)
-        self._no_tag(event)
+        self._nodes += 1
+        if event.tag is not None or self._nodes > MAX_NODES:
+            self._refuse_node(event)
         plain = event.implicit[0]
         if plain and event.value == "<<" and self._at_key():
             self._frames[-1].key = _Mark.MERGE_KEY
@@ -181,8 +182,9 @@ class _Reader:
         self._add(value, 0, event)
 
     def _begin(self, value: dict[str, Any] | list[Any], event: Any) -> None:
-        self._node(event)
-        self._no_tag(event)
+        self._nodes += 1
+        if event.tag is not None or self._nodes > MAX_NODES:
+            self._refuse_node(event)
         if self._at_key():
             self._refuse(event, "a mapping's key must be text; a `{{` without quotes reads so too")
         if len(self._frames) >= MAX_DEPTH:
@@ -206,7 +208,9 @@ class _Reader:
             self._refuse(event, "an alias inside the value that it stands for")
         if len(self._frames) + anchored.depth > MAX_DEPTH:
             self._refuse(event, f"nested more than {MAX_DEPTH} levels deep")
-        self._node(event, anchored.nodes)
+        self._nodes += anchored.nodes
+        if self._nodes > MAX_NODES:
+            self._refuse_node(event)
         self._add(_copy(anchored.value), anchored.depth, event)
 
     def _add(self, value: Any, depth: int, event: Any) -> None:
@@ -216,7 +220,8 @@ class _Reader:
                 self._documents.append(value)
             return
         frame = self._frames[-1]
-        frame.depth = max(frame.depth, depth + 1)
+        if frame.depth <= depth:
+            frame.depth = depth + 1
         if isinstance(frame.value, list):
             frame.value.append(value)
         elif frame.key is _Mark.NO_KEY:
@@ -229,9 +234,11 @@ class _Reader:
             frame.key = _Mark.NO_KEY
 
     def _key(self, value: Any, event: Any) -> str:
-        if isinstance(value, bool):
+        if isinstance(value, str):
+            key = value
+        elif isinstance(value, bool):
             key = "true" if value else "false"
-        elif isinstance(value, int | str):
+        elif isinstance(value, int):
             key = str(value)
         else:
             self._refuse(event, "a key that is null, a fraction or not text; put it in quotes")
@@ -255,14 +262,10 @@ class _Reader:
         frame = self._frames[-1]
         return frame.key is _Mark.NO_KEY and isinstance(frame.value, dict)
 
-    def _node(self, event: Any, count: int = 1) -> None:
-        self._nodes += count
+    def _refuse_node(self, event: Any) -> NoReturn:
         if self._nodes > MAX_NODES:
             self._refuse(event, f"more than {MAX_NODES} values, aliases expanded")
-
-    def _no_tag(self, event: Any) -> None:
-        if event.tag is not None:
-            self._refuse(event, "a tag (`!…`); Kubernetes objects need none: remove or quote it")
+        self._refuse(event, "a tag (`!…`); Kubernetes objects need none: remove or quote it")
 
     def _refuse(self, event: Any, problem: str) -> NoReturn:
         mark = event.start_mark
