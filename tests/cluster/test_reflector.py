@@ -27,6 +27,7 @@ from lightkube_template_spawner.objects.identity import INSTANCE, OWNER, hub_sel
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, text
 from tests.support.loopback import HEAD, chunk, loopback, whole
+from tests.support.objects import manifest
 from tests.support.timing import QUICK
 
 POD = Kind("", "v1", "Pod", "pods", namespaced=True)
@@ -176,8 +177,7 @@ def expire(fake: FakeApiServer) -> None:
 
 
 def expire_over_http(fake: FakeApiServer) -> None:
-    fake.compact()
-    fake.version += 1
+    fake.put(manifest())
     fake.compact()
     fake.expired_over_http = True
     fake.watches[0].end()

@@ -265,7 +265,7 @@ async def test_an_edited_field_is_kept_and_the_rest_applied(
     assert live is not None
     live["spec"] = {"size": 5}
     fake.put(live)
-    fake._fields[live["metadata"]["uid"]]["kubectl-edit"] = {("spec", "size")}
+    fake.claim(live, "kubectl-edit", "spec", "size")
     files = chart()
     files["volume"]["spec"] = {"size": 2, "more": 1}
     await world.launch(files, before=record.stopped())
@@ -285,7 +285,7 @@ async def test_an_edited_volume_that_refuses_the_rest_is_kept_whole(
     await world.stop(record)
     before = fake.find("PersistentVolumeClaim", "hub", "home")
     assert before is not None
-    fake._fields[before["metadata"]["uid"]]["kubectl-edit"] = {("spec", "size")}
+    fake.claim(before, "kubectl-edit", "spec", "size")
     files = chart()
     files["volume"]["spec"] = {"size": 2, "more": 1}
     conflict = json.dumps({
