@@ -28,7 +28,7 @@ from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, text
 from tests.support.loopback import HEAD, chunk, loopback, whole
 from tests.support.objects import manifest
-from tests.support.timing import QUICK
+from tests.support.timing import QUICK, until
 
 POD = Kind("", "v1", "Pod", "pods", namespaced=True)
 SECRET = Kind("", "v1", "Secret", "secrets", namespaced=True)
@@ -61,12 +61,6 @@ async def running(store: Reflector) -> AsyncIterator[Reflector]:
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled(), task.exception()
-
-
-async def until(condition: Callable[[], object], patience: float = 3) -> None:
-    async with asyncio.timeout(patience):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def names(store: Reflector, owner: str = "me") -> set[str]:

@@ -74,6 +74,14 @@ class FakeApiServer(Transport, Behaviour):
         """Schedule and start a pod: Ready with an address."""
         return deepcopy(self._controllers.run_pod(namespace, name, **status))
 
+    def run_new_pods(self, **status: Any) -> None:
+        """Start all pods that are neither started nor on their way out."""
+        for pod in self.everything():
+            metadata = pod["metadata"]
+            new = pod["kind"] == "Pod" and "status" not in pod
+            if new and "deletionTimestamp" not in metadata:
+                self._controllers.run_pod(metadata["namespace"], metadata["name"], **status)
+
     def compact(self) -> None:
         """Forget the past: watches from earlier versions are expired."""
         self._storage.compact()
