@@ -27,7 +27,6 @@ from lightkube_template_spawner.objects.identity import INSTANCE, OWNER, hub_sel
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, text
 from tests.support.loopback import HEAD, chunk, loopback, whole
-from tests.support.objects import manifest
 from tests.support.timing import QUICK, until
 
 POD = Kind("", "v1", "Pod", "pods", namespaced=True)
@@ -171,7 +170,6 @@ def expire(fake: FakeApiServer) -> None:
 
 
 def expire_over_http(fake: FakeApiServer) -> None:
-    fake.put(manifest())
     fake.compact()
     fake.expired_over_http = True
     fake.watches[0].end()
