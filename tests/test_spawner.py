@@ -37,9 +37,11 @@ from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from lightkube_template_spawner.templates import renderer as renderers
 from lightkube_template_spawner.templates.helm.library import library_folder
+from tests.support.charts import write_chart
 from tests.support.connect import kubeconfig
 from tests.support.fake_apiserver import FakeApiServer, Fault, Seen, text
 from tests.support.hub import INSTANCE, FakeHub, log, running_hub
+from tests.support.timing import until
 
 pytestmark = [
     pytest.mark.skipif(library_folder() is None, reason="helm-python-sdk is missing"),
@@ -107,11 +109,7 @@ async def one_loop() -> AsyncIterator[None]:
 
 @pytest.fixture(scope="module")
 def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("chart")
-    (folder / "templates").mkdir()
-    (folder / "Chart.yaml").write_text("apiVersion: v2\nname: demo\nversion: 0.1.0\n")
-    (folder / "templates" / "all.yaml").write_text(CHART)
-    return folder
+    return write_chart(tmp_path_factory.mktemp("chart"), CHART)
 
 
 @pytest.fixture
@@ -125,12 +123,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def hub(fake: FakeApiServer, tmp_path: Path, chart: Path) -> AsyncIterator[FakeHub]:
     async with running_hub(fake, tmp_path, chart) as made:
         yield made
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
 
 
 def down(fault: Fault = DOWN) -> Fault:
@@ -1476,11 +1468,8 @@ async def test_options_that_no_start_can_use_are_the_users_fault(
 
 def _careless(folder: Path, text: str) -> str:
     """A chart with one more object, which holds ``text``."""
-    (folder / "careless" / "templates").mkdir(parents=True)
-    (folder / "careless" / "Chart.yaml").write_text("apiVersion: v2\nname: demo\nversion: 0.1.0\n")
     more = f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: more}}\ndata:\n  a: {text}\n"
-    (folder / "careless" / "templates" / "all.yaml").write_text(f"{CHART}---\n{more}")
-    return str(folder / "careless")
+    return str(write_chart(folder / "careless", f"{CHART}---\n{more}"))
 
 
 async def test_a_setting_that_options_set_is_guarded_even_if_they_were_changed(

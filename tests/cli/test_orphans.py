@@ -250,10 +250,6 @@ def server(fake: FakeApiServer, identity: Identity, name: str) -> None:
     fake.put(manifest("PersistentVolumeClaim", name, identity, Policy.USER_DELETED))
 
 
-def left(fake: FakeApiServer) -> set[str]:
-    return {f"{item['kind']}/{item['metadata']['name']}" for item in fake.everything()}
-
-
 MINE = {"Pod/mine", "PersistentVolumeClaim/mine"}
 
 
@@ -272,7 +268,7 @@ async def test_orphans_are_reported_and_nothing_else_happens(
         "Pod/hub/yours",
     ]
     assert lines[2].startswith("orphans: 2 found, 2 left")
-    assert len(left(fake)) == 4
+    assert len(fake.left()) == 4
 
 
 async def test_delete_keeps_volumes_unless_told_otherwise(
@@ -282,10 +278,10 @@ async def test_delete_keeps_volumes_unless_told_otherwise(
     server(fake, ME, "mine")
     server(fake, YOU, "yours")
     assert await run("--delete") == command.LEFT
-    assert left(fake) == {*MINE, "PersistentVolumeClaim/yours"}
+    assert fake.left() == {*MINE, "PersistentVolumeClaim/yours"}
     assert "orphans: 2 found, 1 left" in capsys.readouterr().out
     assert await run("--delete", "--retained") == command.NONE_LEFT
-    assert left(fake) == MINE
+    assert fake.left() == MINE
     assert "deleted: PersistentVolumeClaim/hub/yours" in capsys.readouterr().out
 
 
@@ -440,7 +436,7 @@ async def test_nothing_is_deleted_when_the_hub_has_no_record_or_does_not_answer(
     hub.users = [user("zoe"), {"name": "half"}]
     with pytest.raises(HubError):
         await run("--delete", "--retained")
-    assert len(left(fake)) == 2
+    assert len(fake.left()) == 2
 
 
 async def test_again_and_again_survives_a_hub_that_is_away(

@@ -235,7 +235,7 @@ async def test_one_that_refuses_keeps_no_other(fake: FakeApiServer, cluster: Clu
 async def test_labels_are_checked_here_too(fake: FakeApiServer, cluster: Cluster) -> None:
     """A server that ignores selectors must not cost others their objects."""
     await several(cluster)
-    everything = fake._matching(fake.kinds[3], "hub", {})
+    everything = fake.everything()
     assert len(everything) == 5
     body = {"metadata": {}, "items": everything}
     fake.faults.append(

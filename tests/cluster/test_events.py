@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
@@ -15,6 +15,7 @@ from lightkube_template_spawner.cluster.api import Api
 from lightkube_template_spawner.cluster.events import Event, EventFeed
 from lightkube_template_spawner.cluster.timing import Timing
 from tests.support.fake_apiserver import FakeApiServer, Fault, text
+from tests.support.timing import until
 
 
 @pytest.fixture
@@ -27,12 +28,6 @@ async def feed(api: Api) -> AsyncIterator[EventFeed]:
         made._closing.cancel()
     made.close()
     await asyncio.sleep(0)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(3):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def event(name: str, message: str = "", **more: Any) -> dict[str, Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,16 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightkube_template_spawner.cluster import rbac as rights
-from lightkube_template_spawner.cluster.api import Kind
+from lightkube_template_spawner.cluster.api import Api, Kind
 from lightkube_template_spawner.cluster.discovery import Discovery, granted
 from lightkube_template_spawner.cluster.rbac import FULL, LOOK, Needs, Rights
 from lightkube_template_spawner.cluster.timing import Timing
 from lightkube_template_spawner.errors import ClusterError, Forbidden
 from lightkube_template_spawner.objects import parsing
 from lightkube_template_spawner.objects import plan as manifests
-from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, text
 from tests.support.objects import ME
+
+log = logging.getLogger("test")
 
 POD = Kind("", "v1", "Pod", "pods", True)
 SECRET = Kind("", "v1", "Secret", "secrets", True)
@@ -124,16 +123,8 @@ NEEDS: Needs = {(POD, "hub"): FULL, (SLICE, "hub"): LOOK, (SECRET, "other"): fro
 
 
 @pytest.fixture
-def fake() -> FakeApiServer:
-    return FakeApiServer("hub", "other")
-
-
-@pytest.fixture
-async def asked(fake: FakeApiServer, tmp_path: Path) -> AsyncIterator[Rights]:
-    api = connect(tmp_path, transport=fake)
-    log = logging.getLogger("test")
-    yield Rights(api, Discovery(api, log), log)
-    await api.aclose()
+def asked(api: Api) -> Rights:
+    return Rights(api, Discovery(api, log), log)
 
 
 async def test_one_review_a_namespace_however_many_start(
@@ -212,11 +203,7 @@ async def test_no_answer_is_no_answer(fake: FakeApiServer, asked: Rights, fault:
     assert await asked.account() == "the hub's account hub"
 
 
-async def test_what_was_allowed_is_asked_again_after_a_while(
-    fake: FakeApiServer, tmp_path: Path
-) -> None:
-    api = connect(tmp_path, transport=fake)
-    log = logging.getLogger("test")
+async def test_what_was_allowed_is_asked_again_after_a_while(fake: FakeApiServer, api: Api) -> None:
     rights = Rights(api, Discovery(api, log), log, Timing(rights=0.05))
     assert await rights.missing(NEEDS) == {}
     fake.forbidden.add(("create", "pods"))
@@ -230,15 +217,11 @@ async def test_what_was_allowed_is_asked_again_after_a_while(
     await asyncio.sleep(0.06)
     fake.forbidden.add(("create", "pods"))
     assert await rights.missing(NEEDS) == {}
-    await api.aclose()
 
 
-async def test_a_slow_review_denies_nothing(fake: FakeApiServer, tmp_path: Path) -> None:
+async def test_a_slow_review_denies_nothing(api: Api) -> None:
     """Nor does an answer that is old before the last of them has come."""
-    api = connect(tmp_path, transport=fake)
-    log = logging.getLogger("test")
     assert await Rights(api, Discovery(api, log), log, Timing(rights=0)).missing(NEEDS) == {}
-    await api.aclose()
 
 
 async def test_all_namespaces_are_asked_about_again(fake: FakeApiServer, asked: Rights) -> None:

@@ -27,7 +27,7 @@ from lightkube_template_spawner.objects.identity import INSTANCE, OWNER, hub_sel
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, text
 from tests.support.loopback import HEAD, chunk, loopback, whole
-from tests.support.timing import QUICK
+from tests.support.timing import QUICK, until
 
 POD = Kind("", "v1", "Pod", "pods", namespaced=True)
 SECRET = Kind("", "v1", "Secret", "secrets", namespaced=True)
@@ -60,12 +60,6 @@ async def running(store: Reflector) -> AsyncIterator[Reflector]:
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled(), task.exception()
-
-
-async def until(condition: Callable[[], object], patience: float = 3) -> None:
-    async with asyncio.timeout(patience):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def names(store: Reflector, owner: str = "me") -> set[str]:
@@ -176,8 +170,6 @@ def expire(fake: FakeApiServer) -> None:
 
 
 def expire_over_http(fake: FakeApiServer) -> None:
-    fake.compact()
-    fake.version += 1
     fake.compact()
     fake.expired_over_http = True
     fake.watches[0].end()

@@ -33,6 +33,7 @@ from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.objects.identity import DIGEST, Identity, Policy
 from lightkube_template_spawner.objects.plan import Planned
+from tests.support.objects import LIFECYCLE
 
 Obj = dict[str, Any]
 Case = Callable[[Api, str], Awaitable[None]]
@@ -44,7 +45,6 @@ POD = Kind("", "v1", "Pod", "pods", True)
 SECRET = Kind("", "v1", "Secret", "secrets", True)
 SERVICE = Kind("", "v1", "Service", "services", True)
 EVENT = Kind("", "v1", "Event", "events", True)
-LIFECYCLE = "kubetemplatespawner/lifecycle"
 HOLD = "example.org/hold"
 
 log = logging.getLogger("contract")

@@ -16,6 +16,7 @@ from traitlets.config.loader import DeferredConfigString
 from lightkube_template_spawner.hub import check as module
 from lightkube_template_spawner.hub import startup
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
+from tests.support.charts import write_chart
 from tests.support.fake_apiserver import FakeApiServer, Fault
 from tests.support.hub import FakeHub, running_hub
 
@@ -24,11 +25,7 @@ log = logging.getLogger("hub")
 
 @pytest.fixture
 def chart(tmp_path: Path) -> Path:
-    folder = tmp_path / "chart"
-    (folder / "templates").mkdir(parents=True)
-    (folder / "Chart.yaml").write_text("apiVersion: v2\nname: c\nversion: 0.0.0\n")
-    (folder / "templates" / "all.yaml").write_text("kind: Pod\n")
-    return folder
+    return write_chart(tmp_path / "chart", "kind: Pod\n")
 
 
 async def lines(hub: FakeHub, **settings: Any) -> list[str]:

@@ -20,6 +20,7 @@ from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from lightkube_template_spawner.templates import renderer as renderers
 from lightkube_template_spawner.templates.helm.library import library_folder
+from tests.support.charts import write_chart
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.hub import FakeHub, running_hub
 
@@ -95,12 +96,7 @@ def test_names_of_a_certificate() -> None:
 
 @pytest.fixture
 def chart(tmp_path: Path) -> Path:
-    folder = tmp_path / "chart"
-    (folder / "templates").mkdir(parents=True)
-    (folder / "Chart.yaml").write_text("apiVersion: v2\nname: demo\nversion: 0.1.0\n")
-    (folder / "templates" / "all.yaml").write_text(CHART)
-    (folder / "values.yaml").write_text("random: false\n")
-    return folder
+    return write_chart(tmp_path / "chart", CHART, **{"values.yaml": "random: false\n"})
 
 
 @pytest.fixture

@@ -18,9 +18,11 @@ from lightkube_template_spawner.hub import startup
 from lightkube_template_spawner.lifecycle.orphans import Known
 from lightkube_template_spawner.objects.identity import Policy
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
+from tests.support.charts import write_chart
 from tests.support.fake_apiserver import FakeApiServer, Fault, Seen
 from tests.support.hub import INSTANCE, FakeHub, running_hub
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
+from tests.support.timing import until
 
 
 async def report(hub: FakeHub, **settings: object) -> list[str]:
@@ -135,9 +137,7 @@ async def test_a_hub_that_has_started_is_looked_at_once(
         await asyncio.sleep(0.05)
         assert caplog.records == []
         app.http_server = "up"
-        async with asyncio.timeout(5):
-            while not all(line in caplog.text for line in lines):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: all(line in caplog.text for line in lines))
         monkeypatch.delitem(sys.modules, "jupyterhub.app")
         await asyncio.sleep(0.05)
     said = [record.getMessage() for record in caplog.records]
@@ -164,10 +164,7 @@ spec: {containers: [{name: a, image: b}]}
 async def test_a_stop_that_a_hub_could_not_finish_is_finished_by_the_next(
     fake: FakeApiServer, tmp_path: Path
 ) -> None:
-    chart = tmp_path / "chart"
-    (chart / "templates").mkdir(parents=True)
-    (chart / "Chart.yaml").write_text("apiVersion: v2\nname: c\nversion: 0.0.0\n")
-    (chart / "templates" / "all.yaml").write_text(CHART)
+    chart = write_chart(tmp_path / "chart", CHART)
     async with running_hub(fake, tmp_path, chart) as hub:
         user = hub.user(ME.username)
         await hub.spawn(user)

@@ -18,6 +18,7 @@ from jupyterhub.apihandlers import users as hub_handlers
 
 from lightkube_template_spawner.templates import renderer as renderers
 from lightkube_template_spawner.templates.helm.library import library_folder
+from tests.support.charts import write_chart
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.hub import FakeHub, local_hub
@@ -83,10 +84,7 @@ async def in_memory(folder: Path) -> AsyncIterator[World]:
 @pytest.mark.filterwarnings("default::sqlalchemy.exc.SAWarning")
 @pytest.mark.timeout(600)
 def test_every_order(runner: asyncio.Runner, tmp_path: Path) -> None:
-    chart = tmp_path / "chart" / "templates"
-    chart.mkdir(parents=True)
-    (chart.parent / "Chart.yaml").write_text("apiVersion: v2\nname: demo\nversion: 0.1.0\n")
-    (chart / "all.yaml").write_text(TEMPLATES)
+    write_chart(tmp_path / "chart", TEMPLATES)
     run_state_machine_as_test(
         partial(Interleaving, runner.run, partial(in_memory, tmp_path)),  # type: ignore[arg-type]
         settings=settings(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,112 +27,14 @@ from lightkube_template_spawner.errors import (
 )
 from lightkube_template_spawner.lifecycle import failures, liveness
 from lightkube_template_spawner.lifecycle.launcher import Launcher
-from lightkube_template_spawner.lifecycle.record import Record
-from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.lifecycle.server import Server
-from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import DIGEST, OWNER, Identity, Policy
-from lightkube_template_spawner.objects.plan import Contract
 from lightkube_template_spawner.objects.status import Ended
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, Seen, text
 from tests.support.objects import LIFECYCLE, ME, YOU, manifest
-from tests.support.timing import QUICK
-
-log = logging.getLogger("test")
-RULES = Contract("hub")
-ROUTE = Route()
-CONNECTION = {"kubetemplatespawner/connection": "true"}
-
-Obj = dict[str, Any]
-
-
-def chart(name: str = "s", **pod: Any) -> dict[str, Obj]:
-    """One user's server: a volume, a secret, a pod, and a Service to connect through."""
-    metadata = {"name": name}
-    lasting = {"name": "home", "annotations": {LIFECYCLE: Policy.USER_DELETED.value}}
-    container = {
-        "name": "main",
-        "image": "image",
-        "envFrom": [{"secretRef": metadata}],
-    }
-    volumes = [{"name": "home", "persistentVolumeClaim": {"claimName": "home"}}]
-    return {
-        "volume": {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": lasting,
-                   "spec": {"size": 1}},
-        "secret": {"apiVersion": "v1", "kind": "Secret", "metadata": metadata,
-                   "stringData": {"token": "hush"}},
-        "pod": {"apiVersion": "v1", "kind": "Pod",
-                "metadata": {**metadata, "labels": {"app": name}},
-                "spec": {"containers": [container], "volumes": volumes, **pod}},
-        "service": {"apiVersion": "v1", "kind": "Service",
-                    "metadata": {**metadata, "annotations": CONNECTION},
-                    "spec": {"selector": {"app": name}, "ports": [{"port": 8888}]}},
-    }  # fmt: skip
-
-
-@dataclass
-class World:
-    """A hub with its cluster, and the node that runs its pods as soon as they are there."""
-
-    fake: FakeApiServer
-    cluster: Cluster
-    told: list[str] = field(default_factory=list)
-    saved: list[Record] = field(default_factory=list)
-    node: bool = True
-
-    async def launch(
-        self,
-        objects: Mapping[str, Obj] | None = None,
-        identity: Identity = ME,
-        *,
-        before: Record | None = None,
-        rules: Contract = RULES,
-        limits: failures.FailureRules | None = None,
-        timeout: float = 5,
-    ) -> Record:
-        files = chart() if objects is None else objects
-        launcher = Launcher(
-            self.cluster,
-            identity,
-            rules,
-            ROUTE,
-            log,
-            lambda text, _: self.told.append(text),
-            limits or failures.FailureRules(),
-        )
-        running = asyncio.create_task(self._run_pods())
-        try:
-            return await launcher.launch(
-                {f"{name}.yaml": json.dumps(item) for name, item in files.items()},
-                before=before,
-                save=self.saved.append,
-                timeout=timeout,
-            )
-        finally:
-            running.cancel()
-            await asyncio.wait([running])
-
-    async def _run_pods(self) -> None:
-        while True:
-            await asyncio.sleep(0.002)
-            for pod in self.fake.everything():
-                new = pod["kind"] == "Pod" and "status" not in pod
-                if self.node and new and "deletionTimestamp" not in pod["metadata"]:
-                    where = pod["metadata"]["namespace"], pod["metadata"]["name"]
-                    self.fake.run_pod(*where)
-
-    async def stop(self, record: Record) -> None:
-        await Removal(self.cluster, log).stop(record, LIFECYCLE, timeout=2)
-
-    def left(self) -> set[str]:
-        found = self.fake.everything()
-        return {f"{item['kind']}/{item['metadata']['name']}" for item in found}
-
-    def writes(self) -> list[str]:
-        seen = [seen for seen in self.fake.requests if seen.method != "GET"]
-        wrote = [one for one in seen if "/selfsubject" not in one.path]  # those ask
-        return [f"{one.method} {one.path.split('hub/')[1]}" for one in wrote]
+from tests.support.timing import QUICK, until
+from tests.support.world import CONNECTION, ROUTE, RULES, Obj, World, chart, log
 
 
 @pytest.fixture
@@ -265,7 +166,7 @@ async def test_an_edited_field_is_kept_and_the_rest_applied(
     assert live is not None
     live["spec"] = {"size": 5}
     fake.put(live)
-    fake._fields[live["metadata"]["uid"]]["kubectl-edit"] = {("spec", "size")}
+    fake.claim(live, "kubectl-edit", "spec", "size")
     files = chart()
     files["volume"]["spec"] = {"size": 2, "more": 1}
     await world.launch(files, before=record.stopped())
@@ -285,7 +186,7 @@ async def test_an_edited_volume_that_refuses_the_rest_is_kept_whole(
     await world.stop(record)
     before = fake.find("PersistentVolumeClaim", "hub", "home")
     assert before is not None
-    fake._fields[before["metadata"]["uid"]]["kubectl-edit"] = {("spec", "size")}
+    fake.claim(before, "kubectl-edit", "spec", "size")
     files = chart()
     files["volume"]["spec"] = {"size": 2, "more": 1}
     conflict = json.dumps({
@@ -696,12 +597,6 @@ async def test_a_pod_that_ends(world: World, fake: FakeApiServer) -> None:
     fake.run_pod("hub", "s", phase="Failed", reason="Evicted", message="no disk", conditions=[])
     with pytest.raises(StartFailed, match="Pod/hub/s ended before it was ready: Evicted: no disk"):
         await starting
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(3):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
 
 
 @pytest.mark.parametrize("fault", [

@@ -21,11 +21,11 @@ from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.objects.ref import POD, ObjectRef
-from tests.lifecycle.test_launcher import RULES, World, chart, log
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, text
 from tests.support.objects import LIFECYCLE, ME, YOU
 from tests.support.timing import QUICK
+from tests.support.world import RULES, World, chart, log
 
 Obj = dict[str, Any]
 FULL = ["create", "delete", "get", "list", "patch", "watch"]

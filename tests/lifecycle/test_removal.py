@@ -50,10 +50,6 @@ async def stop(cluster: Cluster, record: Record = RECORD, **options: Any) -> Non
     await Removal(cluster, log).stop(record, LIFECYCLE, **{"timeout": 2, **options})
 
 
-def left(fake: FakeApiServer) -> set[str]:
-    return {f"{item['kind']}/{item['metadata']['name']}" for item in fake.everything()}
-
-
 # A stop
 
 
@@ -64,7 +60,7 @@ async def test_pods_go_first_and_are_awaited(fake: FakeApiServer, cluster: Clust
     fake.delay = 0.05
     seen: list[tuple[str, bool]] = []
     fake.on_request = lambda request, when: (
-        seen.append((request.path.rpartition("/")[2], "Pod/s" in left(fake)))
+        seen.append((request.path.rpartition("/")[2], "Pod/s" in fake.left()))
         if (request.method, when) == ("DELETE", "arrived")
         else None
     )
@@ -73,7 +69,7 @@ async def test_pods_go_first_and_are_awaited(fake: FakeApiServer, cluster: Clust
     assert sorted(seen[1:]) == [
         ("networkpolicies", False), ("secrets", False), ("services", False),
     ]  # fmt: skip
-    assert left(fake) == {
+    assert fake.left() == {
         "PersistentVolumeClaim/s", "Pod/y", "Secret/y", "Service/y", "NetworkPolicy/y",
         "PersistentVolumeClaim/y",
     }  # fmt: skip
@@ -94,7 +90,7 @@ async def test_stopping_twice_is_no_error(fake: FakeApiServer, cluster: Cluster)
     await asyncio.gather(stop(cluster), stop(cluster))
     await stop(cluster)
     await stop(cluster, Record(ME, "hub"))
-    assert left(fake) == {"PersistentVolumeClaim/s"}
+    assert fake.left() == {"PersistentVolumeClaim/s"}
 
 
 async def test_the_connection_object_goes_first_too(fake: FakeApiServer, cluster: Cluster) -> None:
@@ -115,16 +111,16 @@ async def test_other_servers_of_the_user_stay(fake: FakeApiServer, cluster: Clus
     server(fake)
     server(fake, named, "n")
     await stop(cluster)
-    assert left(fake) >= {"Pod/n", "Secret/n"}
+    assert fake.left() >= {"Pod/n", "Secret/n"}
     await stop(cluster, replace(RECORD, identity=named))
-    assert left(fake) == {"PersistentVolumeClaim/s", "PersistentVolumeClaim/n"}
+    assert fake.left() == {"PersistentVolumeClaim/s", "PersistentVolumeClaim/n"}
 
 
 async def test_kinds_that_are_gone_hold_nothing_up(fake: FakeApiServer, cluster: Cluster) -> None:
     server(fake)
     kinds = {**RECORD.kinds, "gone.example.org/v1/Gone": ("hub",)}
     await stop(cluster, replace(RECORD, kinds=kinds), also=["v1/ConfigMap", "x/v1/Y"])
-    assert left(fake) == {"PersistentVolumeClaim/s"}
+    assert fake.left() == {"PersistentVolumeClaim/s"}
     assert fake.count("DELETE .*configmaps$") == 1
 
 
@@ -134,7 +130,7 @@ async def test_a_pod_that_ends_slowly_is_waited_for_without_a_watch(
     server(fake)
     fake.delay = 0.1
     await stop(cluster)
-    assert left(fake) == {"PersistentVolumeClaim/s"}
+    assert fake.left() == {"PersistentVolumeClaim/s"}
 
 
 @pytest.mark.parametrize("watched", [True, False])
@@ -148,7 +144,7 @@ async def test_a_finalizer_is_named(fake: FakeApiServer, cluster: Cluster, watch
         await watch(cluster)
     with pytest.raises(RemovalIncomplete, match=f"still there after 2 s: Secret/hub/s.*{HOLD}"):
         await stop(cluster, timeout=2)
-    assert left(fake) == {"Secret/s", "PersistentVolumeClaim/s"}
+    assert fake.left() == {"Secret/s", "PersistentVolumeClaim/s"}
 
 
 async def test_a_pod_that_stays_is_named(fake: FakeApiServer, cluster: Cluster) -> None:
@@ -158,10 +154,10 @@ async def test_a_pod_that_stays_is_named(fake: FakeApiServer, cluster: Cluster) 
     with pytest.raises(RemovalIncomplete, match="Pod/hub/s"):
         await stop(cluster, timeout=1)
     # What may run stays confined, and nothing else stays.
-    assert left(fake) == {"Pod/s", "NetworkPolicy/s", "PersistentVolumeClaim/s"}
+    assert fake.left() == {"Pod/s", "NetworkPolicy/s", "PersistentVolumeClaim/s"}
     fake.remove("Pod", "hub", "s")
     await stop(cluster)
-    assert left(fake) == {"PersistentVolumeClaim/s"}
+    assert fake.left() == {"PersistentVolumeClaim/s"}
 
 
 async def test_a_new_incarnation_is_not_waited_for(fake: FakeApiServer, cluster: Cluster) -> None:
@@ -185,7 +181,7 @@ async def test_what_refuses_is_named_and_keeps_no_other(
         RemovalIncomplete, match=r"not deleted: .*Secret/hub/t: the webhook says no"
     ):
         await stop(cluster)
-    assert left(fake) == {"Secret/t", "PersistentVolumeClaim/s"}
+    assert fake.left() == {"Secret/t", "PersistentVolumeClaim/s"}
 
 
 async def test_pods_beside_one_that_refuses_are_awaited(
@@ -197,7 +193,7 @@ async def test_pods_beside_one_that_refuses_are_awaited(
     fake.delay = 0.1
     running: list[bool] = []
     fake.on_request = lambda request, when: (
-        running.append("Pod/s" in left(fake))
+        running.append("Pod/s" in fake.left())
         if request.method == "DELETE" and request.path.endswith("networkpolicies")
         else None
     )
@@ -214,7 +210,7 @@ async def test_a_server_that_is_down_is_told(fake: FakeApiServer, cluster: Clust
         await stop(cluster, timeout=1)
     fake.faults.clear()
     await stop(cluster)
-    assert left(fake) == {"PersistentVolumeClaim/s"}
+    assert fake.left() == {"PersistentVolumeClaim/s"}
 
 
 async def test_a_server_that_was_always_down_is_told(fake: FakeApiServer, cluster: Cluster) -> None:
@@ -236,7 +232,7 @@ async def test_a_stop_goes_on_when_the_server_is_back(
     assert not stopping.done()
     fake.faults.clear()
     await stopping
-    assert left(fake) == {"PersistentVolumeClaim/s"}
+    assert fake.left() == {"PersistentVolumeClaim/s"}
 
 
 async def test_an_extension_that_is_down_keeps_no_other_object(
@@ -249,7 +245,7 @@ async def test_an_extension_that_is_down_keeps_no_other_object(
     )
     with pytest.raises(RemovalIncomplete, match="not deleted: v1/Service in hub: "):
         await stop(cluster, timeout=1)
-    assert left(fake) == {"Service/s", "PersistentVolumeClaim/s"}
+    assert fake.left() == {"Service/s", "PersistentVolumeClaim/s"}
 
 
 async def test_a_dead_watch_does_not_hide_that_all_is_gone(
@@ -259,7 +255,7 @@ async def test_a_dead_watch_does_not_hide_that_all_is_gone(
     await watch(cluster)
     fake.muted = True
     await stop(cluster, timeout=1)
-    assert left(fake) == {"PersistentVolumeClaim/s"}
+    assert fake.left() == {"PersistentVolumeClaim/s"}
 
 
 async def test_a_silent_server_ends_at_the_deadline(fake: FakeApiServer, cluster: Cluster) -> None:
@@ -278,7 +274,7 @@ async def test_a_bad_moment_passes(fake: FakeApiServer, cluster: Cluster) -> Non
         replace(text(503, "x"), method="DELETE"),
     ]
     await stop(cluster)
-    assert left(fake) == {"PersistentVolumeClaim/s"}
+    assert fake.left() == {"PersistentVolumeClaim/s"}
 
 
 async def test_a_cancelled_stop_can_be_repeated(fake: FakeApiServer, cluster: Cluster) -> None:
@@ -294,7 +290,7 @@ async def test_a_cancelled_stop_can_be_repeated(fake: FakeApiServer, cluster: Cl
             await asyncio.wait([task])
             fake.on_request = lambda seen, when: None
             await stop(cluster)
-            assert left(fake) == {"PersistentVolumeClaim/s"}
+            assert fake.left() == {"PersistentVolumeClaim/s"}
 
 
 def _cancel_at(fake: FakeApiServer, task: asyncio.Task[None], number: int, moment: str) -> None:
@@ -323,7 +319,7 @@ async def test_a_user_leaves_nothing(fake: FakeApiServer, cluster: Cluster) -> N
     server(fake, YOU, "y")
     fake.put(manifest("Widget", "w", policy=Policy.SERVER_DELETED, api_version="example.org/v1"))
     await purge(cluster)
-    assert left(fake) == {
+    assert fake.left() == {
         "Pod/y", "Secret/y", "Service/y", "NetworkPolicy/y", "PersistentVolumeClaim/y",
     }  # fmt: skip
     assert fake.count("DELETE [^ ]*/(pods|secrets|widgets)$") == 0  # never a whole collection
@@ -334,7 +330,7 @@ async def test_what_controllers_made_is_theirs(fake: FakeApiServer, cluster: Clu
     item["metadata"]["ownerReferences"] = [{"uid": "u", "controller": True}]
     fake.put(item)
     await purge(cluster)
-    assert left(fake) == {"Secret/made"}
+    assert fake.left() == {"Secret/made"}
 
 
 async def test_without_full_rights_only_what_is_known(
@@ -343,14 +339,14 @@ async def test_without_full_rights_only_what_is_known(
     server(fake)
     fake.incomplete = True
     await purge(cluster, known={"v1/Secret": ("hub",)}, only=["v1/Pod"])
-    assert left(fake) == {"Service/s", "NetworkPolicy/s", "PersistentVolumeClaim/s"}
+    assert fake.left() == {"Service/s", "NetworkPolicy/s", "PersistentVolumeClaim/s"}
     fake.incomplete = False
     fake.rules = [{"apiGroups": [""], "resources": ["services"], "verbs": ["list", "delete"]}]
     await purge(cluster)
-    assert left(fake) == {"NetworkPolicy/s", "PersistentVolumeClaim/s"}
+    assert fake.left() == {"NetworkPolicy/s", "PersistentVolumeClaim/s"}
     fake.rules = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
     await purge(cluster, only=["networking.k8s.io/v1/NetworkPolicy"])
-    assert left(fake) == {"PersistentVolumeClaim/s"}
+    assert fake.left() == {"PersistentVolumeClaim/s"}
 
 
 async def test_cluster_wide_objects_only_of_allowed_kinds(
@@ -369,7 +365,7 @@ async def test_a_user_with_much_is_removed_in_time(fake: FakeApiServer, cluster:
     for number in range(60):
         fake.put(manifest("Secret", f"s{number}"))
     await purge(cluster, timeout=10)
-    assert left(fake) == set()
+    assert fake.left() == set()
 
 
 async def test_a_purge_does_not_flood_the_server(fake: FakeApiServer, cluster: Cluster) -> None:
@@ -410,7 +406,7 @@ async def test_a_pod_on_a_lost_node_is_not_waited_for(
     with pytest.raises(NodeLost, match=HELD):
         await stop(cluster, timeout=30)
     # Its process may still run: what confines it stays.
-    assert left(fake) == {"Pod/s", "NetworkPolicy/s", "PersistentVolumeClaim/s"}
+    assert fake.left() == {"Pod/s", "NetworkPolicy/s", "PersistentVolumeClaim/s"}
 
 
 async def test_a_node_that_is_lost_meanwhile(fake: FakeApiServer, cluster: Cluster) -> None:
@@ -449,6 +445,6 @@ async def test_a_lost_pod_is_deleted_by_force_where_told_to(
 
     fake.on_request = force
     await Removal(cluster, log, force_lost=True).stop(RECORD, LIFECYCLE, timeout=30)
-    assert left(fake) == {"PersistentVolumeClaim/s"}
+    assert fake.left() == {"PersistentVolumeClaim/s"}
     assert fake.count("DELETE .*/pods/s$") == 1
     assert "Deleting Pod/hub/s by force: node node does not answer" in caplog.text

@@ -180,10 +180,6 @@ def orphans(found: Found) -> set[str]:
     return {f"{o.kind.kind}/{o.meta.namespace}/{o.meta.name}" for o in found.orphans}
 
 
-def left(fake: FakeApiServer) -> set[str]:
-    return {f"{item['kind']}/{item['metadata']['name']}" for item in fake.everything()}
-
-
 THREE = {"Pod", "Secret", "PersistentVolumeClaim"}
 
 
@@ -295,13 +291,13 @@ async def test_only_what_was_found_goes_and_pods_first(fake: FakeApiServer, swee
     server(fake, YOU, "later")
     await sweep.delete([o for o in found.orphans if not o.retained], timeout=5)
     kept = {f"{kind}/{name}" for kind in THREE for name in ("mine", "later")}
-    assert left(fake) == kept | {"PersistentVolumeClaim/yours"}
+    assert fake.left() == kept | {"PersistentVolumeClaim/yours"}
     deleted = [
         str(seen).rpartition("/hub/")[2] for seen in fake.requests if seen.method == "DELETE"
     ]
     assert deleted == ["pods/yours", "secrets/yours"]
     await sweep.delete(found.orphans, timeout=5)
-    assert left(fake) == kept
+    assert fake.left() == kept
 
 
 async def test_a_replaced_object_and_one_whose_user_came_back_are_left_alone(
@@ -313,10 +309,10 @@ async def test_a_replaced_object_and_one_whose_user_came_back_are_left_alone(
     fake.put(manifest("Secret", "yours", YOU))
     hub.users[YOU.username] = [Server("", True)]
     await sweep.delete(found.orphans, timeout=5)
-    assert left(fake) == {f"{kind}/yours" for kind in THREE}
+    assert fake.left() == {f"{kind}/yours" for kind in THREE}
     del hub.users[YOU.username]
     await sweep.delete(found.orphans, timeout=5)
-    assert left(fake) == {"Secret/yours"}
+    assert fake.left() == {"Secret/yours"}
 
 
 async def test_one_that_does_not_go_keeps_no_other_owner(fake: FakeApiServer, sweep: Sweep) -> None:
@@ -338,7 +334,7 @@ async def test_a_hub_without_any_record_of_the_instance_gets_nothing_deleted(
     assert found.orphans
     with pytest.raises(HubError, match="no server of instance 'i' on record"):
         await sweep.delete(found.orphans, timeout=5)
-    assert len(left(fake)) == 3
+    assert len(fake.left()) == 3
 
 
 async def test_a_hub_that_cannot_be_asked_ends_it(fake: FakeApiServer, cluster: Cluster) -> None:

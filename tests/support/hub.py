@@ -225,17 +225,10 @@ class FakeHub(LocalHub):
             asyncio.get_running_loop().call_later(0.002, self.run_pods)
 
     def run_pods(self, **status: Any) -> None:
-        for pod in self.fake.everything():
-            new = pod["kind"] == "Pod" and "status" not in pod
-            if new and "deletionTimestamp" not in pod["metadata"]:
-                metadata = pod["metadata"]
-                self.fake.run_pod(
-                    metadata["namespace"], metadata["name"], **{"podIP": "127.0.0.1", **status}
-                )
+        self.fake.run_new_pods(**{"podIP": "127.0.0.1", **status})
 
     def left(self) -> set[str]:
-        found = self.fake.everything()
-        return {f"{item['kind']}/{item['metadata']['name']}" for item in found}
+        return self.fake.left()
 
     def pods(self) -> list[dict[str, Any]]:
         return [item for item in self.fake.everything() if item["kind"] == "Pod"]

@@ -24,11 +24,11 @@ from lightkube_template_spawner.objects.identity import INSTANCE as INSTANCE_LAB
 from lightkube_template_spawner.objects.identity import OWNER, SERVERNAME, Identity
 from tests.support.clicks import Clicks
 from tests.support.hub import INSTANCE, LocalHub
+from tests.support.objects import LIFECYCLE
 
 log = logging.getLogger("interleaving")
 
 Obj = dict[str, Any]
-LIFECYCLE = "kubetemplatespawner/lifecycle"
 SERVERS = st.sampled_from(["", "gpu"])
 PASSING = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 21])  # requests, after a step
 NEIGHBOUR = Identity(INSTANCE, "neighbour", userid=77)

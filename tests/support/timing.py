@@ -1,6 +1,9 @@
-"""A whole hub's pauses in milliseconds."""
+"""A whole hub's pauses in milliseconds, and a test's own wait."""
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
 
 from lightkube_template_spawner.cluster.timing import Timing
 
@@ -11,3 +14,10 @@ QUICK = Timing(
     linger=0.01,
     confirm=0.01,
 )
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what has no event of its own."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)

@@ -26,11 +26,11 @@ from lightkube_template_spawner.templates import renderer as renderers
 from lightkube_template_spawner.templates.helm.engine import Request
 from lightkube_template_spawner.templates.helm.library import SharedWorker
 from lightkube_template_spawner.templates.renderer import Rendered, check_template, open_renderer
+from tests.support.charts import ABOUT, write_chart
 
 LOG = logging.getLogger("test")
 REPOSITORY = Path(__file__).parents[2]
 HELM = shutil.which("helm")
-ABOUT = "apiVersion: v2\nname: demo\nversion: 0.1.0\n"
 ECHO = "values: {{ omit .Values `secret` | toJson }}\n"
 RUNAWAY = "{{ range until 100000 }}{{ range until 100000 }}{{ end }}{{ end }}"
 
@@ -54,12 +54,7 @@ def write(tmp_path: Path) -> Write:
     """A chart with one template and whatever other files."""
 
     def written(template: str = ECHO, /, **files: str) -> Path:
-        folder = tmp_path / "demo"
-        for name, text in {"Chart.yaml": ABOUT, "templates/a.yaml": template, **files}.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return folder
+        return write_chart(tmp_path / "demo", template, **files)
 
     return written
 

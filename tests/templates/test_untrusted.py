@@ -15,12 +15,12 @@ from lightkube_template_spawner.templates import guard
 from lightkube_template_spawner.templates import renderer as renderers
 from lightkube_template_spawner.templates.chart import Chart
 from lightkube_template_spawner.templates.helm.library import SharedWorker, library_folder
+from tests.support.charts import write_chart
 
 pytestmark = [
     pytest.mark.skipif(library_folder() is None, reason="helm-python-sdk is missing"),
 ]
 
-ABOUT = "apiVersion: v2\nname: demo\nversion: 0.1.0\n"
 TOKEN = "abcdefghijklmnop"
 Rendering = Callable[..., Any]
 
@@ -35,9 +35,7 @@ async def render(tmp_path: Path) -> AsyncIterator[Rendering]:
     """Render one template with values; the only document that it makes."""
 
     async def rendering(template: str, values: Mapping[str, Any], **more: Any) -> Any:
-        (tmp_path / "templates").mkdir(exist_ok=True)
-        (tmp_path / "Chart.yaml").write_text(ABOUT)
-        (tmp_path / "templates" / "a.yaml").write_text(template)
+        write_chart(tmp_path, template)
         engine = renderers.open_renderer(tmp_path, kube_version=None, log=logging.getLogger("test"))
         given = {"env": {"JUPYTERHUB_API_TOKEN": TOKEN}, **values}
         rendered = await engine.render(given, release="a", namespace="b", **more)
