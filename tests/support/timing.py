@@ -10,4 +10,5 @@ QUICK = Timing(
     events=(0.01, 0.01),
     linger=0.01,
     confirm=0.01,
+    sight=0.02,
 )
