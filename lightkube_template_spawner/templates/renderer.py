@@ -243,6 +243,11 @@ class _HelmRenderer:
         engine = self._engine
         try:
             return await engine.render(request, self._timeout)
+        except OSError as error:
+            raise TemplateError(
+                f"Helm cannot be run: {error}. Look for a lack of memory, processes or open files "
+                "on the hub's machine, or a `helm` command that was removed."
+            ) from error
         except EngineMissing as error:
             if shutil.which("helm") is None:
                 raise EngineMissing(f"{_NO_HELM} ({error})") from None

@@ -700,6 +700,14 @@ async def test_the_command_fails(stand_in: Path, write: Write) -> None:
         await render(write(), values, tainted=())
 
 
+async def test_the_command_is_removed_while_the_hub_runs(stand_in: Path, write: Write) -> None:
+    renderer = open_renderer(write(), kube_version=None, log=LOG)
+    (stand_in.parent / "bin" / "helm").unlink()
+    with pytest.raises(TemplateError, match=r"Helm cannot be run: .*No such file.*bin/helm"):
+        await renderer.render({}, release="alice", namespace="users")
+    await renderer.aclose()
+
+
 async def test_the_command_is_killed(stand_in: Path, write: Write) -> None:
     with pytest.raises(TemplateError, match=r"within 0\.5 seconds"):
         await render(write(), {"slow": True}, timeout=0.5)
