@@ -1010,14 +1010,21 @@ async def test_get_url_never_raises(
         assert await spawner.get_url() == known
 
 
+def hub_process(monkeypatch: pytest.MonkeyPatch, **traits: Any) -> SimpleNamespace:
+    """This process as that of a hub that does not answer yet."""
+    app = SimpleNamespace(http_server=None, **traits)
+    process = SimpleNamespace(initialized=lambda: True, instance=lambda: app)
+    monkeypatch.setitem(sys.modules, "jupyterhub.app", SimpleNamespace(JupyterHub=process))
+    startup._seen.append(app)
+    return app
+
+
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(("limit", "words"), [(10, ", or for 10 s:"), (-1, " ready:"), (1, "")])
 async def test_a_hub_that_waits_for_servers_says_how_not_to(
     hub: FakeHub, fake: FakeApiServer, caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch, limit: int, words: str,
 ) -> None:  # fmt: skip
-    app = SimpleNamespace(http_server=None, init_spawners_timeout=limit)
-    process = SimpleNamespace(initialized=lambda: True, instance=lambda: app)
     hub.node = False
     spawning = asyncio.create_task(hub.spawn(hub.user()))
     await until(hub.pods)
@@ -1025,17 +1032,26 @@ async def test_a_hub_that_waits_for_servers_says_how_not_to(
     await asyncio.wait([spawning])
     hub.config.LightkubeTemplateSpawner.start_timeout = 2
     await hub.restart()
-    monkeypatch.setitem(sys.modules, "jupyterhub.app", SimpleNamespace(JupyterHub=process))
-    startup._seen.append(app)
+    app = hub_process(monkeypatch, init_spawners_timeout=limit)
     spawner = hub.user().spawner
     await asyncio.gather(spawner.get_url(), spawner.get_url())
     said = [r.getMessage() for r in caplog.records if "init_spawners_timeout = 1" in r.getMessage()]
     assert len(said) == bool(words)
     assert all(ADA in text and words in text for text in said)
     caplog.clear()
-    app = SimpleNamespace(http_server="up", init_spawners_timeout=limit)
-    startup._seen.append(app)
+    app.http_server = "up"
+    startup._waiting.clear()
     await spawner.get_url()
+    assert "init_spawners_timeout" not in caplog.text
+
+
+async def test_a_hub_waits_for_no_server_that_was_ready(
+    hub: FakeHub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.spawn(hub.user())
+    await hub.restart()
+    hub_process(monkeypatch, init_spawners_timeout=10)
+    assert await hub.user().spawner.get_url() == f"http://127.0.0.1:{hub.port}/user/{ADA}/"
     assert "init_spawners_timeout" not in caplog.text
 
 
