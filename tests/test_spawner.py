@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import shutil
 import sys
 import time
 import traceback
@@ -33,7 +34,7 @@ from lightkube_template_spawner.errors import RemovalIncomplete
 from lightkube_template_spawner.hub import startup
 from lightkube_template_spawner.lifecycle import liveness, monitor
 from lightkube_template_spawner.lifecycle.server import Server
-from lightkube_template_spawner.objects.identity import Identity
+from lightkube_template_spawner.objects.identity import OWNER, Identity
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from lightkube_template_spawner.templates import renderer as renderers
 from lightkube_template_spawner.templates.helm.library import library_folder
@@ -903,6 +904,83 @@ async def test_what_a_user_writes_into_a_pod_does_not_move_the_server(
     assert spawner.server.url == hub.user().spawner.server.url
 
 
+SERVICE = """\
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: {{ .Values.escaped_user_server }}
+  annotations: {kubetemplatespawner/connection: "true"}
+spec:
+  clusterIP: 127.0.0.1
+  selector: {app: lab}
+  ports: [{port: {{ .Values.port }}}]
+"""
+FORGED = {
+    "x": "169.254.169.254", "kubetemplatespawner/connection-port": "80",
+    "kubetemplatespawner/connection-address": "{.metadata.annotations.x}",
+}  # fmt: skip
+
+
+@pytest.fixture
+async def behind_service(
+    fake: FakeApiServer, tmp_path: Path, chart: Path
+) -> AsyncIterator[FakeHub]:
+    """A hub whose servers are reached through Services, with a proxy that keeps its routes."""
+    folder = tmp_path / "service"
+    shutil.copytree(chart, folder)
+    pod = CHART.replace(
+        'annotations: {kubetemplatespawner/connection: "true"}', "labels: {app: lab}"
+    )
+    (folder / "templates" / "all.yaml").write_text(pod + SERVICE)
+    routes: list[str] = []
+
+    async def add_user(user: User, name: str) -> None:
+        routes.append(user.spawners[name].server.host)
+
+    async with running_hub(fake, tmp_path, folder) as made:
+        made.settings["proxy"] = SimpleNamespace(add_user=add_user, routes=routes)
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("kind", "metadata", "spec", "said"),
+    [
+        ("Service", {}, {"type": "ExternalName", "externalName": "169.254.169.254"},
+         f"Service hub/{SLUG} is an ExternalName, which the template did not make it"),
+        ("Service", {"annotations": FORGED}, {}, ""),
+        ("Pod", {"annotations": FORGED, "labels": {"app": "other"}}, {}, ""),
+        ("Pod", {"labels": {OWNER: "another's"}}, {}, ""),
+    ],
+)  # fmt: skip
+async def test_what_a_user_writes_into_objects_does_not_move_a_server_that_runs(
+    behind_service: FakeHub, fake: FakeApiServer, caplog: pytest.LogCaptureFixture,
+    kind: str, metadata: dict[str, Any], spec: dict[str, Any], said: str,
+) -> None:  # fmt: skip
+    hub = behind_service
+    spawner = await hub.spawn(hub.user())
+    url, where = saved(hub)[STATE]["url"], spawner.server.url
+    service, item = fake.find("Service", "hub", SLUG), fake.find(kind, "hub", SLUG)
+    assert service is not None
+    assert item is not None
+    for name, fields in metadata.items():
+        item["metadata"].setdefault(name, {}).update(fields)
+    item["spec"] |= spec
+    fake.put(item)
+    await until(lambda: said in caplog.text)
+    await asyncio.sleep(0.1)
+    assert await spawner.poll() is None
+    assert (saved(hub)[STATE]["url"], spawner.server.url) == (url, where)
+    assert not any(record.exc_info for record in caplog.records)
+    await hub.restart()
+    assert await hub.user().spawner.get_url() == where
+    moved = url.replace("127.0.0.1", "127.0.0.2")
+    service["spec"]["clusterIP"] = "127.0.0.2"
+    fake.put(service)  # the monitor was awake: this one it follows
+    await until(lambda: saved(hub)[STATE]["url"] == moved)
+    assert hub.settings["proxy"].routes == [moved]
+
+
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("trouble", ["gone", "not ready", "forgotten", "no database"])
 async def test_get_url_never_raises(
@@ -924,14 +1002,21 @@ async def test_get_url_never_raises(
         assert await spawner.get_url() == known
 
 
+def hub_process(monkeypatch: pytest.MonkeyPatch, **traits: Any) -> SimpleNamespace:
+    """This process as that of a hub that does not answer yet."""
+    app = SimpleNamespace(http_server=None, **traits)
+    process = SimpleNamespace(initialized=lambda: True, instance=lambda: app)
+    monkeypatch.setitem(sys.modules, "jupyterhub.app", SimpleNamespace(JupyterHub=process))
+    startup._seen.append(app)
+    return app
+
+
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(("limit", "words"), [(10, ", or for 10 s:"), (-1, " ready:"), (1, "")])
 async def test_a_hub_that_waits_for_servers_says_how_not_to(
     hub: FakeHub, fake: FakeApiServer, caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch, limit: int, words: str,
 ) -> None:  # fmt: skip
-    app = SimpleNamespace(http_server=None, init_spawners_timeout=limit)
-    process = SimpleNamespace(initialized=lambda: True, instance=lambda: app)
     hub.node = False
     spawning = asyncio.create_task(hub.spawn(hub.user()))
     await until(hub.pods)
@@ -939,17 +1024,26 @@ async def test_a_hub_that_waits_for_servers_says_how_not_to(
     await asyncio.wait([spawning])
     hub.config.LightkubeTemplateSpawner.start_timeout = 2
     await hub.restart()
-    monkeypatch.setitem(sys.modules, "jupyterhub.app", SimpleNamespace(JupyterHub=process))
-    startup._seen.append(app)
+    app = hub_process(monkeypatch, init_spawners_timeout=limit)
     spawner = hub.user().spawner
     await asyncio.gather(spawner.get_url(), spawner.get_url())
     said = [r.getMessage() for r in caplog.records if "init_spawners_timeout = 1" in r.getMessage()]
     assert len(said) == bool(words)
     assert all(ADA in text and words in text for text in said)
     caplog.clear()
-    app = SimpleNamespace(http_server="up", init_spawners_timeout=limit)
-    startup._seen.append(app)
+    app.http_server = "up"
+    startup._waiting.clear()
     await spawner.get_url()
+    assert "init_spawners_timeout" not in caplog.text
+
+
+async def test_a_hub_waits_for_no_server_that_was_ready(
+    hub: FakeHub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.spawn(hub.user())
+    await hub.restart()
+    hub_process(monkeypatch, init_spawners_timeout=10)
+    assert await hub.user().spawner.get_url() == f"http://127.0.0.1:{hub.port}/user/{ADA}/"
     assert "init_spawners_timeout" not in caplog.text
 
 

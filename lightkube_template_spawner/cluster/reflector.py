@@ -122,6 +122,11 @@ class Reflector:
         """Whether the API server no longer lets us see what changes: a right was taken away."""
         return isinstance(self.error, Forbidden)
 
+    @property
+    def readable(self) -> bool:
+        """Whether it is open and may tell what changes; it may be away for a while."""
+        return not (self.frozen or self._scope.cancel_called)
+
     async def sync(self) -> None:
         """Wait for the first list, or, where a right was taken away, for the next answer.
 

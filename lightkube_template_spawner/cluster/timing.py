@@ -25,6 +25,7 @@ class Timing:
     binding_pause: float = 0.1
     confirm: float = 1.0  # between questions about an object that nothing watches
     doubt: float = 10.0  # after which a watch that tells nothing may be dead
+    sight: float = 1.0  # until a start looks again whether its watches were refused
     going: float = 10.0  # what takes longer to go is held by something: the user is told
 
 

@@ -10,6 +10,7 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 
 from lightkube_template_spawner.cluster.api import Kind
@@ -22,7 +23,7 @@ from lightkube_template_spawner.errors import Forbidden, NameTaken, StartFailed
 from lightkube_template_spawner.lifecycle import failures, liveness
 from lightkube_template_spawner.lifecycle.apply import Applier
 from lightkube_template_spawner.lifecycle.preflight import Access
-from lightkube_template_spawner.lifecycle.readiness import Tell, Waiter
+from lightkube_template_spawner.lifecycle.readiness import Tell, Waiter, Watch
 from lightkube_template_spawner.lifecycle.record import Record, merged
 from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.lifecycle.server import Server
@@ -88,7 +89,7 @@ class Launcher:
                     save(record)
                     refs = [*(item.ref for item in plan.objects[:-1] if _waits(item)), connection]
                     waiter.server = Server(self.cluster, record)
-                    ready = await self._until_ready(refs, waiter, set())
+                    ready = await self._until_ready(refs, waiter, set(), access.watch)
         except TimeoutError as error:
             raise waiter.late(timeout, str(error)) from None
         except Forbidden as error:
@@ -215,16 +216,17 @@ class Launcher:
         refs = [replace(connection, uid="")]
         try:
             with deadline(timeout), waiter.listening():
-                await liveness.watch(waiter.server)
+                watch = partial(liveness.watch, waiter.server)
+                await watch()
                 await self._watch_controllers(record)
                 for live in waiter.server.objects():
                     waiter.made(live.meta.uid)
-                return await self._until_ready(refs, waiter, {str(connection)})
+                return await self._until_ready(refs, waiter, {str(connection)}, watch)
         except TimeoutError as error:
             raise waiter.late(timeout, str(error)) from None
 
     async def _until_ready(
-        self, refs: Sequence[ObjectRef], waiter: Waiter, shown: set[str]
+        self, refs: Sequence[ObjectRef], waiter: Waiter, shown: set[str], watch: Watch
     ) -> Record:
         """The record, with URL, once these objects are ready; the connection object is the last."""
         server = waiter.server
@@ -249,7 +251,7 @@ class Launcher:
                 ready=True,
             )
 
-        return await waiter.until(ready)
+        return await waiter.until(ready, watch)
 
     async def _watch_controllers(self, record: Record) -> None:
         """What makes pods says why it cannot, also where a Service is what is connected to."""

@@ -11,6 +11,7 @@ from lightkube_template_spawner.cluster import rbac as rights
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.rbac import Needs, Place
+from lightkube_template_spawner.cluster.reflector import Reflector
 from lightkube_template_spawner.concurrency import gather
 from lightkube_template_spawner.errors import ClusterError, Forbidden
 from lightkube_template_spawner.objects.identity import WAIT
@@ -19,6 +20,7 @@ from lightkube_template_spawner.objects.ref import NAMESPACE, POD, SERVICE, SLIC
 
 _NOTHING_YET = "Nothing was created: "
 _OWN_ROLES = "The template's own roles do not suffice: "
+_TAKEN_AWAY = "A right was taken away while the server started: "
 
 
 class Access:
@@ -82,6 +84,15 @@ class Access:
         await self._watch(places, _OWN_ROLES)
         self._complete = True
 
+    async def watch(self) -> list[Reflector]:
+        """What the start reads while it waits, opened again where another watch may show it.
+
+        Raises:
+            Forbidden: a right was taken away meanwhile.
+        """
+        places = await self._places()
+        return await self._watch({place: True for place in places if places[place]}, _TAKEN_AWAY)
+
     def _needs(self, places: Mapping[Place, bool]) -> Needs:
         return rights.needed(self._plan, self.kinds, places)
 
@@ -111,13 +122,13 @@ class Access:
         account = await self._cluster.rights.account()
         return Forbidden(head + rights.explain(missing, account), code=403, reason="Forbidden")
 
-    async def _watch(self, places: Mapping[Place, bool], head: str) -> None:
-        async def watch(place: Place) -> None:
+    async def _watch(self, places: Mapping[Place, bool], head: str) -> list[Reflector]:
+        async def watch(place: Place) -> Reflector:
             kind, namespace = place
-            await self._cluster.watch(kind, namespace or None, full=places[place])
+            return await self._cluster.watch(kind, namespace or None, full=places[place])
 
         try:
-            await gather(watch, places)
+            return await gather(watch, places)
         except Forbidden:
             # Allowed when it was asked last: what else was taken away with it?
             self._cluster.rights.forget()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
@@ -13,7 +13,13 @@ import anyio
 
 from lightkube_template_spawner.cluster.events import Event
 from lightkube_template_spawner.cluster.live import Live
-from lightkube_template_spawner.errors import ClusterError, StartFailed, StartTimeout
+from lightkube_template_spawner.cluster.reflector import Reflector
+from lightkube_template_spawner.errors import (
+    ClusterError,
+    Forbidden,
+    StartFailed,
+    StartTimeout,
+)
 from lightkube_template_spawner.lifecycle import failures
 from lightkube_template_spawner.lifecycle.failures import Course, FailureRules, Symptom, Trouble
 from lightkube_template_spawner.lifecycle.server import Server
@@ -21,6 +27,7 @@ from lightkube_template_spawner.objects import references, status
 from lightkube_template_spawner.objects.ref import POD
 
 T = TypeVar("T")
+Watch = Callable[[], Awaitable[list[Reflector]]]
 Tell = Callable[[str, int], None]  # a sentence for the user, and the progress in per cent
 
 # Seconds after which a pod that nobody looks at is worth a word, and has its references looked up.
@@ -117,26 +124,46 @@ class Waiter:
 
     # -- the wait ---------------------------------------------------------------------------------
 
-    async def until(self, ready: Callable[[], T | None]) -> T:
+    async def until(self, ready: Callable[[], T | None], watch: Watch) -> T:
         """Wait until ``ready`` gives something else than None; it reads stores only.
 
+        ``watch`` opens these stores, and again where one is refused or closed meanwhile.
+
         Raises:
-            StartFailed: a rule's grace is over, or the server ended.
+            StartFailed: a rule's grace is over, the server ended, or its namespace goes.
+            ClusterError: ``watch`` is refused.
         """
+        stores: list[Reflector] = []
         changed = asyncio.Event()
         unsubscribe = self.server.cluster.changes.subscribe(
             self.server.record.identity.owner, changed.set
         )
         try:
             while True:
+                stores = await self._in_sight(stores, watch)
                 self._refuse_the_ended()
                 if (found := ready()) is not None:
                     return found
-                with anyio.move_on_after(await self._judge()):
+                seconds = min(await self._judge(), self.server.cluster.timing.sight)
+                with anyio.move_on_after(seconds):
                     await changed.wait()
                 changed.clear()
         finally:
             unsubscribe()
+
+    async def _in_sight(self, stores: list[Reflector], watch: Watch) -> list[Reflector]:
+        if stores and all(store.readable for store in stores):
+            return stores
+        cluster = self.server.cluster
+        try:
+            return await watch()
+        except Forbidden:
+            if any(store.recovering for store in cluster.stores()):
+                return stores  # it has just come back and may not know our rights yet
+            for namespace in self.server.record.namespaces:
+                if await cluster.has_ended(namespace):
+                    raise StartFailed(f"namespace {namespace!r} is being deleted") from None
+            raise
 
     def _refuse_the_ended(self) -> None:
         for live in self.server.pods():

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from typing import Any, Final
 
 from lightkube_template_spawner.errors import TemplateError
 from lightkube_template_spawner.objects import kubeyaml
+from lightkube_template_spawner.templates import plain
 
 MAX_FILES: Final = 2_000
 MAX_BYTES: Final = 20 << 20
@@ -104,11 +106,12 @@ class Chart:
             return None
         try:
             schema = json.loads(self.files[SCHEMA])
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if not isinstance(schema, dict) or not schema.keys() <= _EACH_BY_ITSELF:
             return None
-        return frozenset(schema.get("properties", ()))
+        properties = schema.get("properties", {})
+        return frozenset(properties) if isinstance(properties, dict) else None
 
 
 def check_template(path: Path) -> Chart:
@@ -256,7 +259,7 @@ def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
                 size += member.size
                 _check_size(path, count, size)
                 yield str(PurePosixPath(*name.parts[1:])), stream.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise TemplateError(f"The archive {path} cannot be unpacked: {error}.") from error
@@ -281,6 +284,10 @@ def _unflattened(files: dict[str, bytes]) -> dict[str, bytes]:
 def _inside(path: Path, files: dict[str, bytes]) -> dict[str, bytes]:
     """``files``, none of which lies outside the chart: Helm gets them written by these names."""
     for name in files:
+        if not plain.is_text(name):
+            raise TemplateError(
+                f"The template {path} has a file {name!r}, whose name is not UTF-8 text: rename it."
+            )
         if _leaves(PurePosixPath(name)):
             raise TemplateError(
                 f"The template {path} is not a chart: one of its files would be {name!r}, outside "
@@ -312,9 +319,10 @@ def _check(chart: Chart) -> None:
 
 def _check_dependencies(chart: Chart, about: Mapping[str, Any]) -> None:
     """Helm's library renders without what is missing, and says nothing."""
-    declared = list(about.get("dependencies") or ())
+    declared = _declared(chart, "Chart.yaml", about)
     if "requirements.yaml" in chart.files:
-        declared += _mapping(chart, "requirements.yaml").get("dependencies") or ()
+        requirements = _mapping(chart, "requirements.yaml")
+        declared = [*declared, *_declared(chart, "requirements.yaml", requirements)]
     present = _subcharts(chart)
     for dependency in declared:
         name = dependency.get("name") if isinstance(dependency, dict) else None
@@ -325,6 +333,13 @@ def _check_dependencies(chart: Chart, about: Mapping[str, Any]) -> None:
                 f"The chart {chart.source} depends on {name!r}, which is not in its charts/. "
                 f"Run `helm dependency build {chart.source}` and ship charts/ with it."
             )
+
+
+def _declared(chart: Chart, name: str, content: Mapping[str, Any]) -> list[Any]:
+    declared = content.get("dependencies") or []
+    if not isinstance(declared, list):
+        raise TemplateError(f"{chart.source}/{name} needs `dependencies` as a list.")
+    return declared
 
 
 def _holds(entry: str, dependency: str) -> bool:

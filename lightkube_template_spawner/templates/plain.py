@@ -14,10 +14,21 @@ MAX_DEPTH: Final = 60
 _LONGEST_SHOWN: Final = 80
 
 
+def plain_mapping(values: Any) -> dict[str, Any]:
+    """All values of a start, as ``plain`` makes them."""
+    made = plain(values)
+    if not isinstance(made, dict):
+        raise TemplateError(
+            f"The values are a {type(values).__name__}, but must be a dictionary: a template calls "
+            "each by its name."
+        )
+    return made
+
+
 def plain(value: Any, place: str = "", depth: int = 0) -> Any:
     """``value`` as lists, dicts and scalars; TemplateError names the place of anything else."""
     if isinstance(value, str):
-        return _text(str(value), place)
+        return _text(str.__str__(value), place)  # of an Enum the value, as JSON has it
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -52,6 +63,14 @@ def shown(place: Any) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in cut) or "."
 
 
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: no half characters, of which Python makes strings."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def to_json(values: Any) -> str:
     """As UTF-8 text: Helm's command line reads no escaped characters beyond 16 bits."""
     return json.dumps(values, ensure_ascii=False, allow_nan=False)
@@ -71,18 +90,14 @@ def _key(key: Any, place: str) -> str:
             f"The value {shown(place)} has the key {shown(key)}, a {type(key).__name__}: keys are "
             "text."
         )
-    return _text(str(key), place)
+    return _text(str.__str__(key), place)
 
 
 def _text(text: str, place: str) -> str:
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+    if not is_text(text):
         raise TemplateError(
             f"The value {shown(place)} holds bytes that are not text (half a character)."
-        ) from None
+        )
     return text
 
 

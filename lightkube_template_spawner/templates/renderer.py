@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
-from lightkube_template_spawner.errors import TemplateError
+from lightkube_template_spawner.errors import SpawnerError, TemplateError
 from lightkube_template_spawner.objects import kubeyaml
 from lightkube_template_spawner.templates import guard
 from lightkube_template_spawner.templates import plain as payload
@@ -156,6 +156,7 @@ class _HelmRenderer:
         forget: Callable[[], object],
     ) -> None:
         self._forget = forget
+        self._path = path
         self._source = ChartSource(path, log)
         self._engine = engine
         self._kube_version = kube_version
@@ -173,7 +174,28 @@ class _HelmRenderer:
         tainted: Collection[guard.Path] = guard.TAINTED,
         trusted: guard.Trusted = _NOTHING,
     ) -> Rendered:
-        plain: dict[str, Any] = payload.plain(values)
+        plain: dict[str, Any] = {}
+        try:
+            plain = payload.plain_mapping(values)
+            return await self._rendered(plain, release, namespace, tainted, trusted)
+        except TemplateError as error:
+            raise type(error)(Redactor(plain)(str(error))) from None
+        except SpawnerError:
+            raise
+        except Exception as error:
+            raise TemplateError(
+                f"The template {self._path} cannot be rendered with these values: "
+                f"{type(error).__name__}."
+            ) from error
+
+    async def _rendered(
+        self,
+        plain: dict[str, Any],
+        release: str,
+        namespace: str,
+        tainted: Collection[guard.Path],
+        trusted: guard.Trusted,
+    ) -> Rendered:
         chart = await self._source.current()
         judged = chart.judged(plain)
         request = Request(
@@ -184,20 +206,12 @@ class _HelmRenderer:
             kube_version=self._kube_version,
             strict=self._strict,
         )
-        try:
-            guard.check_allowed(plain, trusted)
-            if chart.calls_tpl:
-                guard.check_syntax(plain, tainted, trusted)
-            documents = await self._run(request)
-            rendered = Rendered(documents, _parsed(documents), chart.digest)
-            await _Guarded(self._probed, request, rendered, plain, tainted, trusted).check()
-        except TemplateError as error:
-            raise type(error)(Redactor(plain)(str(error))) from None
-        except (ArithmeticError, RecursionError, TypeError, ValueError) as error:
-            raise TemplateError(
-                f"The template {chart.source} cannot be rendered with these values: "
-                f"{type(error).__name__}."
-            ) from error
+        guard.check_allowed(plain, trusted)
+        if chart.calls_tpl:
+            guard.check_syntax(plain, tainted, trusted)
+        documents = await self._run(request)
+        rendered = Rendered(documents, _parsed(documents), chart.digest)
+        await _Guarded(self._probed, request, rendered, plain, tainted, trusted).check()
         if judged is not None and len(self._fitting) < _FITTING_KEPT:
             self._fitting.add(judged)
         return rendered
@@ -229,6 +243,11 @@ class _HelmRenderer:
         engine = self._engine
         try:
             return await engine.render(request, self._timeout)
+        except OSError as error:
+            raise TemplateError(
+                f"Helm cannot be run: {error}. Look for a lack of memory, processes or open files "
+                "on the hub's machine, or a `helm` command that was removed."
+            ) from error
         except EngineMissing as error:
             if shutil.which("helm") is None:
                 raise EngineMissing(f"{_NO_HELM} ({error})") from None

@@ -219,6 +219,21 @@ async def test_what_was_allowed_is_asked_again_after_a_while(fake: FakeApiServer
     assert await rights.missing(NEEDS) == {}
 
 
+async def test_what_is_asked_besides_neither_drops_nor_prolongs_what_was_allowed(
+    fake: FakeApiServer, api: Api
+) -> None:
+    log = logging.getLogger("test")
+    rights = Rights(api, Discovery(api, log), log, Timing(rights=0.3))
+    assert await rights.missing({(POD, "hub"): LOOK}) == {}
+    await asyncio.sleep(0.15)
+    assert await rights.missing({(POD, "hub"): FULL}) == {}
+    assert await rights.missing({(POD, "hub"): LOOK}) == {}
+    assert len(fake.requests) == 2
+    fake.forbidden.add(("list", "pods"))
+    await asyncio.sleep(0.2)
+    assert await rights.missing({(POD, "hub"): LOOK}) == {(POD, "hub"): frozenset({"list"})}
+
+
 async def test_a_slow_review_denies_nothing(api: Api) -> None:
     """Nor does an answer that is old before the last of them has come."""
     assert await Rights(api, Discovery(api, log), log, Timing(rights=0)).missing(NEEDS) == {}

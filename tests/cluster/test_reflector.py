@@ -300,6 +300,21 @@ async def test_a_right_that_is_taken_away_and_given_back(fake: FakeApiServer, ap
         assert (store.frozen, store.error, store.relists) == (False, None, 1)
 
 
+async def test_who_asks_a_store_that_is_refused_does_not_wait_for_its_next_try(
+    fake: FakeApiServer, api: Api
+) -> None:
+    async with running(make(api, timing=Timing(watch=(0.1, 1.0)))) as store:
+        await store.sync()
+        await until(lambda: fake.watches)
+        fake.forbidden.add(("watch", "pods"))
+        fake.watches[0].end()
+        await until(lambda: fake.count("WATCH") == 5)  # it pauses for longer and longer
+        began = time.monotonic()
+        with pytest.raises(Forbidden):
+            await store.sync()
+        assert time.monotonic() - began < 0.4
+
+
 async def test_who_waits_for_a_store_that_closes_is_told_why(api: Api) -> None:
     store = make(api)
     task = asyncio.create_task(store.run())

@@ -15,6 +15,7 @@ from traitlets.config.loader import DeferredConfigString
 
 from lightkube_template_spawner.hub import check as module
 from lightkube_template_spawner.hub import startup
+from lightkube_template_spawner.hub.settings import default_chart
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from tests.support.charts import write_chart
 from tests.support.fake_apiserver import FakeApiServer, Fault
@@ -62,6 +63,15 @@ async def test_an_absent_namespace_is_named_with_the_command_that_makes_it(
         assert await lines(hub, namespace="later", cluster_kinds=["v1/Namespace"]) == []
 
 
+async def test_rights_in_a_namespace_that_is_absent_are_not_spoken_of(
+    fake: FakeApiServer, tmp_path: Path, chart: Path
+) -> None:
+    fake.rules = [{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}]
+    async with running_hub(fake, tmp_path, chart, namespace="newcomer") as hub:
+        [line] = await lines(hub)
+        assert "'newcomer' does not exist" in line
+
+
 async def test_an_account_that_may_not_read_the_namespace_is_believed(
     fake: FakeApiServer, tmp_path: Path, chart: Path
 ) -> None:
@@ -78,11 +88,46 @@ async def test_missing_rights_are_named_with_the_rules_to_add(
     fake.rules = [{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}, pods]
     async with running_hub(fake, tmp_path, chart) as hub:
         [line] = await lines(hub)
-        assert "may not list or watch pods in namespace 'hub'" in line
+        assert line.startswith(
+            "the hub's account hub may not list or watch pods in namespace 'hub'"
+        )
         assert "resources: [pods], verbs: [list, watch]" in line
         assert "\n" not in line
         [line] = await lines(hub, template_path="")  # of the packaged chart more is known
         assert "resources: [secrets]" in line
+
+
+async def test_the_packaged_chart_makes_the_pods_itself(
+    fake: FakeApiServer, tmp_path: Path
+) -> None:
+    exists(fake, "hub")
+    fake.forbidden.add(("create", "pods"))
+    async with running_hub(fake, tmp_path, default_chart()) as hub:
+        assert await lines(hub) == []  # of a chart of their own only a start tells
+        [line] = await lines(hub, template_path="")
+        assert "may not create pods in namespace 'hub'" in line
+
+
+async def test_with_several_namespaces_only_a_start_tells_where_rights_are_needed(
+    fake: FakeApiServer, tmp_path: Path, chart: Path
+) -> None:
+    exists(fake, "hub", "also")
+    fake.rules = [{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}]
+    async with running_hub(fake, tmp_path, chart) as hub:
+        assert await lines(hub, extra_namespaces=["also"]) == []
+
+
+async def test_settings_of_kubespawner_without_effect_are_named(
+    fake: FakeApiServer, tmp_path: Path, chart: Path
+) -> None:
+    exists(fake, "hub")
+    (chart / "templates" / "pod.yaml").write_text("{{ toYaml .Values.kubespawner.tolerations }}\n")
+    async with running_hub(fake, tmp_path, chart) as hub:
+        hub.config.KubeSpawner.update(init_containers=[{"name": "a"}], tolerations=[])
+        [line] = await lines(hub)
+        assert "of c.KubeSpawner have no effect with this spawner: init_containers (" in line
+        _, line = await lines(hub, template_path=str(tmp_path / "nowhere"))
+        assert "init_containers, tolerations" in line
 
 
 async def test_a_chart_that_cannot_render_is_named(
@@ -104,9 +149,20 @@ async def test_a_cluster_that_cannot_be_reached_is_named_in_bounded_time(
         assert "did not answer within 0 s" in line
         assert "refused" in line
         assert "`kubeconfig`" in line
+        everywhere = {"cluster_kinds": ["v1/Namespace"], "extra_namespaces": ["also"]}
+        [line] = await lines(hub, **everywhere)  # of which nothing else would be asked
+        assert "did not answer within 0 s" in line
         [line] = await lines(hub, kubeconfig=str(tmp_path / "missing"))
         assert str(tmp_path / "missing") in line
         assert "`kubeconfig`" in line
+
+
+async def test_a_cluster_that_refuses_the_hub_is_named(
+    fake: FakeApiServer, tmp_path: Path, chart: Path
+) -> None:
+    fake.faults.append(Fault(answer=lambda: httpx2.Response(401), times=9999))
+    async with running_hub(fake, tmp_path, chart) as hub:
+        assert await lines(hub) == ["the API server refuses the hub: Unauthorized"]
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,15 @@ def test_what_the_template_reads_has_an_effect(chart: str) -> None:
     assert ("node_selector" in line) == ("with" not in chart)
 
 
+def test_only_templates_read_settings_and_only_plain_values() -> None:
+    config = Config({"KubeSpawner": {"tolerations": [], "modify_pod_hook": lambda _, pod: pod}})
+    reads = b"{{ .Values.kubespawner.tolerations }}{{ .Values.kubespawner.modify_pod_hook }}"
+    [line] = unread(LightkubeTemplateSpawner, config, {"README.md": reads})
+    assert "tolerations (a chart can read them" in line
+    [line] = unread(LightkubeTemplateSpawner, config, {"templates/pod.yaml": reads})
+    assert line.endswith(": modify_pod_hook (no plain values, so that no chart can read them)")
+
+
 def test_of_the_packaged_chart_what_it_reads_is_known() -> None:
     chart = check_template(default_chart()).files
     config = Config({"KubeSpawner": {"image": "i", "extra_labels": {}, "storage_capacity": "1Gi"}})

@@ -13,16 +13,18 @@ import httpx2
 import pytest
 
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.errors import Forbidden
+from lightkube_template_spawner.errors import Forbidden, StartFailed
 from lightkube_template_spawner.lifecycle import liveness
+from lightkube_template_spawner.lifecycle.launcher import Launcher
 from lightkube_template_spawner.lifecycle.liveness import Missing
 from lightkube_template_spawner.lifecycle.record import Record
 from lightkube_template_spawner.lifecycle.removal import Removal
 from lightkube_template_spawner.lifecycle.server import Server
+from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.objects.ref import POD, ObjectRef
 from tests.support.connect import connect
-from tests.support.fake_apiserver import FakeApiServer, text
+from tests.support.fake_apiserver import FakeApiServer, Fault, text
 from tests.support.objects import LIFECYCLE, ME, YOU
 from tests.support.timing import QUICK
 from tests.support.world import RULES, World, chart, log
@@ -360,6 +362,21 @@ async def look(world: World, record: Record) -> object:
     return liveness.look(server, liveness.Limits())
 
 
+async def test_a_watch_of_all_namespaces_that_was_refused_is_not_tried_again(
+    world: World, fake: FakeApiServer
+) -> None:
+    """Whatever the rules say, which know nothing of a webhook that refuses."""
+    fake.rules = [rule("*", "*")]
+    records = {identity: await launch(world, identity) for identity in (YOU, ME)}
+    fake.faults.append(Fault(answer=lambda: httpx2.Response(403), path="v1/pods$", times=9999))
+    await cut(world, "pods")
+    world.cluster.rights.forget()
+    assert await look(world, records[ME]) is None
+    tries = fake.count("v1/pods$")
+    assert await look(world, records[YOU]) is None
+    assert fake.count("v1/pods$") == tries
+
+
 async def test_many_that_wait_for_a_watch_of_all_namespaces_fall_back_together(
     world: World, fake: FakeApiServer
 ) -> None:
@@ -393,3 +410,143 @@ async def test_a_quota_takes_nobodys_rights_away(world: World, fake: FakeApiServ
     await world.stop(world.saved[-1])
     await world.launch()
     assert fake.count("rulesreviews") == reviews
+
+
+# -- rights taken away while a server starts ------------------------------------------------------
+
+TAKEN = "^A right was taken away while the server started: "
+
+
+async def starting(world: World, files: dict[str, Obj] | None = None) -> asyncio.Task[Record]:
+    """A start that waits for its pod, which no node runs."""
+    world.node = False
+    rules = RULES if files is None else SPACES
+    task = asyncio.create_task(world.launch(files, rules=rules, timeout=20))
+    async with asyncio.timeout(5):
+        while not any("Waiting for Service" in text for text in world.told):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)
+    return task
+
+
+async def becomes_ready(world: World, task: asyncio.Task[Record], namespace: str = "hub") -> None:
+    assert not task.done(), task
+    world.fake.run_pod(namespace, "s")
+    async with asyncio.timeout(5):
+        assert (await task).ready
+
+
+@pytest.mark.parametrize("plural", ["pods", "services", "endpointslices"])
+async def test_a_start_whose_watch_is_refused_ends_soon_and_names_the_right(
+    world: World, fake: FakeApiServer, plural: str
+) -> None:
+    fake.rules = [rule("*", "*")]
+    task = await starting(world)
+    await take(world, "watch", plural)
+    with pytest.raises(Forbidden, match=f"{TAKEN}.* may not watch {plural}[. ]") as error:
+        async with asyncio.timeout(3):
+            await task
+    assert f"resources: [{plural}], verbs: [watch]" in str(error.value)
+    fake.forbidden.clear()
+    await world.stop(world.saved[-1])
+    world.node = True
+    await world.stop(await world.launch())
+
+
+async def test_a_start_goes_on_without_watches_that_it_does_not_wait_for(
+    world: World, fake: FakeApiServer
+) -> None:
+    fake.rules = [rule("*", "*")]
+    task = await starting(world)
+    await take(world, "watch", "secrets")
+    await becomes_ready(world, task)
+
+
+async def test_an_adoption_whose_watch_is_refused_ends_soon(
+    world: World, fake: FakeApiServer
+) -> None:
+    fake.rules = [rule("*", "*")]
+    (await starting(world)).cancel()
+    launcher = Launcher(world.cluster, ME, RULES, Route(), log, lambda text, _: None)
+    task = asyncio.create_task(launcher.adopt(world.saved[-1], timeout=20))
+    await asyncio.sleep(0.05)
+    await take(world, "watch", "pods")
+    with pytest.raises(Forbidden, match='cannot watch resource "pods"'):
+        async with asyncio.timeout(3):
+            await task
+
+
+async def test_a_server_that_has_just_come_back_ends_no_start(
+    world: World, fake: FakeApiServer
+) -> None:
+    fake.rules = [rule("*", "*")]
+    task = await starting(world)
+    fake.faults += [
+        Fault(error=lambda: httpx2.ConnectError("refused"), path="/pods$", times=2),
+        Fault(answer=lambda: httpx2.Response(403), path="/pods$", times=4),
+    ]
+    await cut(world, "pods")
+    async with asyncio.timeout(5):
+        while [fault.met for fault in fake.faults] != [2, 4]:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    await becomes_ready(world, task)
+
+
+async def test_nor_does_it_where_another_watch_noticed_that_it_was_away(
+    world: World, fake: FakeApiServer
+) -> None:
+    fake.rules = [rule("*", "*")]
+    task = await starting(world)
+    for watch in [w for w in fake.watches if w.seen.path.endswith("/services")]:
+        watch.end(httpx2.ReadError("reset"))
+    await asyncio.sleep(0.02)
+    await take(world, "watch", "pods")
+    fake.forbidden.clear()
+    await becomes_ready(world, task)
+
+
+@pytest.mark.parametrize("noticed_by", ["the start", "a poll"])
+async def test_a_start_goes_on_where_its_own_namespace_may_still_be_watched(
+    world: World, fake: FakeApiServer, noticed_by: str
+) -> None:
+    fake.rules = [rule("*", "*")]
+    other = await launch(world, YOU)
+    if noticed_by == "a poll":
+        world.cluster.timing = replace(world.cluster.timing, sight=20)
+    task = await starting(world, apart())
+    assert {store.namespace for store in world.cluster.stores()} == {None}
+    fake.rules = EVERYWHERE
+    for plural in ("pods", "services", "endpointslices"):
+        await cut(world, plural)
+    if noticed_by == "a poll":
+        assert await look(world, other) is None
+    await becomes_ready(world, task, space(ME))
+
+
+async def test_a_start_is_told_of_the_watch_that_took_the_place_of_its_own(
+    world: World, fake: FakeApiServer
+) -> None:
+    fake.rules = [rule("*", "*")]
+    task = await starting(world, apart())
+    other = asyncio.create_task(launch(world, YOU))
+    async with asyncio.timeout(5):
+        while not fake.find("Service", space(YOU), "s"):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    await becomes_ready(world, other, space(YOU))
+    assert {store.namespace for store in world.cluster.stores()} == {None}
+    fake.rules, fake.roles = EVERYWHERE, {}
+    await cut(world, "pods")
+    with pytest.raises(Forbidden, match=f"{TAKEN}.* list, patch or watch pods in .*{space(ME)}"):
+        async with asyncio.timeout(3):
+            await task
+
+
+async def test_a_start_whose_namespace_is_deleted_says_so(
+    world: World, fake: FakeApiServer
+) -> None:
+    task = await starting(world, apart())
+    fake.remove("Namespace", "", space(ME))
+    with pytest.raises(StartFailed, match=f"namespace '{space(ME)}' is being deleted"):
+        async with asyncio.timeout(3):
+            await task
+    assert watched(world, space(ME)) == []

@@ -13,8 +13,9 @@ import httpx2
 import pytest
 
 from lightkube_template_spawner.cluster.cluster import Cluster
+from lightkube_template_spawner.cluster.reflector import Reflector
 from lightkube_template_spawner.errors import StartFailed
-from lightkube_template_spawner.lifecycle import failures
+from lightkube_template_spawner.lifecycle import failures, liveness
 from lightkube_template_spawner.lifecycle import readiness as module
 from lightkube_template_spawner.lifecycle.readiness import Waiter
 from lightkube_template_spawner.lifecycle.record import Record
@@ -79,8 +80,11 @@ class Start:
     async def lasts(self, waiting: Waiter, seconds: float = 4 * SOON) -> None:
         """It goes on waiting."""
         with anyio.move_on_after(seconds) as scope:
-            await waiting.until(self.ready)
+            await waiting.until(self.ready, self.watch)
         assert scope.cancelled_caught
+
+    async def watch(self) -> list[Reflector]:
+        return await liveness.watch(Server(self.cluster, RECORD))
 
     def ready(self) -> str | None:
         live = self.cluster.known("v1/Pod", "hub", "s")
@@ -117,7 +121,7 @@ async def start(fake: FakeApiServer, tmp_path: Path) -> AsyncIterator[Start]:
 
 async def fails(start: Start, waiting: Waiter, *words: str, reason: str) -> None:
     with pytest.raises(StartFailed) as failed, anyio.fail_after(5):
-        await waiting.until(start.ready)
+        await waiting.until(start.ready, start.watch)
     assert all(word in str(failed.value) for word in words), failed.value
     assert failed.value.reason == reason
 
@@ -142,7 +146,7 @@ async def test_a_trouble_that_goes_away_ends_nothing(start: Start) -> None:
     start.pod(conditions=[UNSCHEDULABLE])
     waiting = start.waiting(unschedulable=0.5)
     async with anyio.create_task_group() as group:
-        group.start_soon(waiting.until, start.ready)
+        group.start_soon(waiting.until, start.ready, start.watch)
         await anyio.sleep(SOON)
         start.pod(conditions=[READY, PLACED])
 
@@ -166,7 +170,7 @@ async def test_what_is_old_ends_nothing(
 async def test_a_server_that_is_ready_is_never_failed(start: Start) -> None:
     back_off = {"waiting": {"reason": "CrashLoopBackOff"}}
     start.pod(conditions=[READY], containerStatuses=[{"name": "sidecar", "state": back_off}])
-    assert await start.waiting(crash=0, crash_loop=0).until(start.ready) == "ready"
+    assert await start.waiting(crash=0, crash_loop=0).until(start.ready, start.watch) == "ready"
 
 
 async def test_a_bare_pod_that_ended_will_not_be_ready(start: Start) -> None:

@@ -13,6 +13,7 @@ QUICK = Timing(
     events=(0.01, 0.01),
     linger=0.01,
     confirm=0.01,
+    sight=0.02,
 )
 
 

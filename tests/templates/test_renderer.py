@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import io
 import json
 import logging
 import os
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +255,73 @@ async def test_values_that_are_not_json(write: Write, values: dict[str, Any], wo
         await render(write(), values)
 
 
+class _Broken(Mapping[str, Any]):
+    """A mapping of an administrator's own that fails, as a lazy one may."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getitem__(self, key: str) -> Any:
+        raise self._error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["a"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+def _deep(levels: int) -> dict[str, Any]:
+    inner: dict[str, Any] = {}
+    for _ in range(levels):
+        inner = {"a": inner}
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (_deep(50_000), r"a\.a\.a.* levels deep"),
+        ({"user_options": [_deep(50_000)]}, r"user_options\[0\]\.a.* levels deep"),
+        (_Broken(LookupError("hush")), "rendered with these values: LookupError"),
+        ({"b": _Broken(RecursionError())}, "rendered with these values: RecursionError"),
+        ({"b": [_Broken(OSError("hush"))]}, "rendered with these values: OSError"),
+        ([("a", 1)], "values are a list, but must be a dictionary"),
+        (None, "values are a NoneType, but must be a dictionary"),
+        ({object(): 1}, "has the key"),
+    ],
+)
+async def test_whatever_the_values_are_the_error_is_ours(
+    write: Write, values: Any, words: str
+) -> None:
+    renderer = open_renderer(write(), kube_version=None, log=LOG)
+    with pytest.raises(TemplateError, match=words) as error:
+        await renderer.render(values, release="alice", namespace="users")
+    assert "hush" not in str(error.value)
+
+
+class _Size(str, Enum):  # noqa: UP042 - `str` of a StrEnum gives the value
+    SMALL = "small"
+
+
+class _Level(IntEnum):
+    LOW = 1
+
+
+async def test_of_an_enum_the_value_is_rendered(write: Write) -> None:
+    rendered = await render(write(), {"a": _Size.SMALL, "b": {_Size.SMALL: _Level.LOW}})
+    assert rendered.objects["demo/templates/a.yaml"] == [
+        {"values": {"a": "small", "b": {"small": 1}}}
+    ]
+
+
+@pytest.mark.parametrize("schema", ['{"properties": null}', "[" * 100_000, "5", "\x00"])
+async def test_a_schema_that_is_none_is_helms_to_refuse(write: Write, schema: str) -> None:
+    path = write(**{"values.schema.json": schema})
+    with pytest.raises(TemplateError, match=r"not valid against metaschema|invalid JSON in values"):
+        await render(path, {"a": 1})
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [
@@ -265,6 +334,9 @@ async def test_values_that_are_not_json(write: Write, values: dict[str, Any], wo
             {"requirements.yaml": "dependencies: [{name: db, version: 1.0.0}]\n"},
             "helm dependency build",
         ),
+        ({"Chart.yaml": ABOUT + "dependencies: 5\n"}, "Chart.yaml needs `dependencies` as a list"),
+        ({"requirements.yaml": "dependencies: {name: db}\n"}, "requirements.yaml needs `depend"),
+        ({"templates/\udcff.yaml": "v: 1\n"}, r"file 'templates/\\udcff.yaml', whose name is not"),
     ],
 )
 def test_charts_that_cannot_render(write: Write, files: dict[str, str], words: str) -> None:
@@ -291,6 +363,18 @@ def test_paths_that_hold_no_chart(tmp_path: Path, write: Write) -> None:
         check_template(write() / "Chart.yaml")
     (tmp_path / "bad.tgz").write_text("no archive")
     with pytest.raises(TemplateError, match="cannot be unpacked"):
+        check_template(tmp_path / "bad.tgz")
+    lines = b"".join(b"%d\n" % number for number in range(100_000))
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w:gz") as packed:
+        part = tarfile.TarInfo("demo/values.yaml")
+        part.size = len(lines)
+        packed.addfile(part, io.BytesIO(lines))
+    damaged = bytearray(whole.getvalue())
+    half = len(damaged) // 2
+    damaged[half : half + 500] = b"\xff" * 500
+    (tmp_path / "bad.tgz").write_bytes(damaged)
+    with pytest.raises(TemplateError, match=r"cannot be unpacked: .*invalid"):
         check_template(tmp_path / "bad.tgz")
     loop = write()
     (loop / "templates" / "again").symlink_to(loop)
@@ -609,6 +693,14 @@ async def test_the_command_fails(stand_in: Path, write: Write) -> None:
     values = {"bad": "has tok3n inside", "env": {"T_TOKEN": "tok3n"}}
     with pytest.raises(TemplateError, match=r"a\.yaml:1:2: has \[env T_TOKEN\] inside"):
         await render(write(), values, tainted=())
+
+
+async def test_the_command_is_removed_while_the_hub_runs(stand_in: Path, write: Write) -> None:
+    renderer = open_renderer(write(), kube_version=None, log=LOG)
+    (stand_in.parent / "bin" / "helm").unlink()
+    with pytest.raises(TemplateError, match=r"Helm cannot be run: .*No such file.*bin/helm"):
+        await renderer.render({}, release="alice", namespace="users")
+    await renderer.aclose()
 
 
 async def test_the_command_is_killed(stand_in: Path, write: Write) -> None:

@@ -14,8 +14,11 @@ from tests.support.loopback import loopback, whole
 FAILED = {"progress": 100, "failed": True, "message": "Spawn failed: not this user's"}
 
 
-async def refusal(*answers: bytes, pending: list[str | None]) -> str:
-    """What the user reads of a start, where the hub's progress gives these answers in turn."""
+async def refusal(*answers: bytes, pending: list[str | None], server: str = "") -> str:
+    """What the user reads of a start, where the hub's progress gives these answers in turn.
+
+    A default server that is not asked about is pending all the time.
+    """
     progress, states = iter(answers), iter(pending)
 
     async def answer(first: str, writer: asyncio.StreamWriter) -> None:
@@ -25,14 +28,14 @@ async def refusal(*answers: bytes, pending: list[str | None]) -> str:
         elif "/progress" in path:
             writer.write(next(progress))
         else:
-            servers = {"": {"pending": next(states)}}
+            servers = {"": {"pending": "spawn"}, server: {"pending": next(states)}}
             writer.write(whole(json.dumps({"servers": servers}).encode()))
 
     async with loopback(answer) as url, HubUser(url) as user:
         await user.page("/hub/login")
         user.name = "ada"
         with pytest.raises((ServerFailedError, httpx2.HTTPStatusError, RuntimeError)) as caught:
-            await user.wait_ready(timeout=5)
+            await user.wait_ready(server, timeout=5)
         return str(caught.value)
 
 
@@ -54,6 +57,7 @@ async def test_a_refusal_is_read_when_its_stop_is_done(
     assert text == FAILED["message"]
 
 
-async def test_a_server_that_nobody_started_is_no_refusal() -> None:
-    text = await refusal(NOT_STARTING, NOT_STARTING, pending=[None])
+@pytest.mark.parametrize("server", ["", "gpu"])
+async def test_a_server_that_nobody_started_is_no_refusal(server: str) -> None:
+    text = await refusal(NOT_STARTING, NOT_STARTING, pending=[None], server=server)
     assert "400" in text
