@@ -272,7 +272,6 @@ class Api:
         manifest: Mapping[str, Any],
         *,
         manager: str,
-        dry_run: bool = False,
         force: bool = False,
     ) -> dict[str, Any]:
         """Server-side apply; the live object as the API server returned it.
@@ -290,7 +289,6 @@ class Api:
                 _resource(kind)(manifest),
                 namespace=namespace,
                 field_manager=manager,
-                dry_run=dry_run,
                 force=force,
             )
         except httpx2.HTTPStatusError as error:  # ApiError among them

@@ -642,7 +642,6 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
 
     def _apply(self, served: Served, key: Key, seen: Seen) -> Obj:
         body, manager = deepcopy(seen.body), seen.query["fieldManager"]
-        dry = seen.query.get("dryRun") == "All"
         metadata = body["metadata"]
         version, wanted_uid = metadata.pop("resourceVersion", ""), metadata.pop("uid", "")
         paths = set(_leaves(body))
@@ -668,9 +667,6 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
                 )
             self._allow("create", served, *key)
             self._needs_account(served, key)
-            if dry:
-                self._needs_namespace(served, key)
-                return body
             return self._create(served, key, body, manager, "Apply")
         if seen.query.get("force") == "true":
             for theirs in self._fields[live["metadata"]["uid"]].values():
@@ -690,7 +686,7 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
                 f'Operation cannot be fulfilled on {served.qualified} "{key[1]}": the object has '
                 "been modified; please apply your changes to the latest version and try again",
             )
-        return self._merge(served, key, body, manager, paths, dry=dry)
+        return self._merge(served, key, body, manager, paths)
 
     def _refuse_conflicts(
         self, served: Served, live: Obj, body: Obj, manager: str, paths: set[Path]
@@ -709,9 +705,7 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
             message = f"Apply failed with {len(causes)} conflict{many}: {told}"
             raise Refusal(409, "Conflict", message, causes=causes)
 
-    def _merge(
-        self, served: Served, key: Key, body: Obj, manager: str, paths: set[Path], *, dry: bool
-    ) -> Obj:
+    def _merge(self, served: Served, key: Key, body: Obj, manager: str, paths: set[Path]) -> Obj:
         live = self._store(served)[key]
         fields = self._fields[live["metadata"]["uid"]]
         new = deepcopy(live)
@@ -724,7 +718,7 @@ class FakeApiServer(httpx2.AsyncBaseTransport):
         if manager not in fields:
             entry = {"manager": manager, "operation": "Apply"}
             new["metadata"]["managedFields"].append(entry)
-        if dry or new == live:
+        if new == live:
             return new
         fields[manager] = paths
         return self._commit(served, key, new)
