@@ -34,6 +34,7 @@ from lightkube_template_spawner.hub import startup
 from lightkube_template_spawner.lifecycle import liveness, monitor
 from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.identity import Identity
+from lightkube_template_spawner.objects.ref import POD, ObjectRef
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from lightkube_template_spawner.templates import renderer as renderers
 from lightkube_template_spawner.templates.helm.library import library_folder
@@ -803,7 +804,7 @@ async def test_all_polls_give_the_exit_code_of_one_death(hub: FakeHub, fake: Fak
     await seen_dead(hub, spawner)
     first = asyncio.create_task(spawner.poll())
     await until(lambda: hanging.met)
-    await until(lambda: hub.cluster.known("v1/Pod", "hub", SLUG) is None)
+    await until(lambda: hub.cluster.find(ObjectRef(POD, "hub", SLUG)) is None)
     second = asyncio.create_task(spawner.poll())
     assert list(await asyncio.gather(first, second)) == [137, 137]
 
@@ -818,7 +819,7 @@ async def test_a_poll_that_is_overtaken_by_a_burial_gives_its_exit_code(
     await seen_dead(hub, spawner)
     fake.delay = 0.1  # for the removal to be under way when the second one asks
     first = asyncio.create_task(spawner.poll())
-    await until(lambda: hub.cluster.known("v1/Pod", "hub", SLUG) is None)
+    await until(lambda: hub.cluster.find(ObjectRef(POD, "hub", SLUG)) is None)
     asked = Fault(method="GET", path=f"/pods/{SLUG}", times=1)
     fake.faults.append(asked)
     second = asyncio.create_task(spawner.poll())

@@ -48,6 +48,10 @@ class _List(msgspec.Struct):
     items: list[dict[str, msgspec.Raw]] | None = None
 
 
+# Who owns what in which store, of all stores of a hub: asked for one owner at every poll.
+Owners = dict[str, dict["Reflector", dict[Key, Live]]]
+
+
 class Reflector:
     """The store of one kind in one namespace (None: all of them), under one label selector.
 
@@ -63,6 +67,7 @@ class Reflector:
         *,
         selector: str,
         changes: Changes,
+        owners: Owners,
         log: logging.Logger,
         full: bool,
         timing: Timing = DEFAULT,
@@ -76,16 +81,15 @@ class Reflector:
         self.within = within
         self.error: ClusterError | None = None
         self.watching = False  # whether changes come in at present
-        self.relists = 0
         self._api = api
         self._selector = selector
         self._changes = changes
+        self._owners = owners
         self._log = log
         self._on_gone = on_gone
         self._timing = timing
         self._idle = idle
         self._store: dict[Key, Live] = {}
-        self._owners: dict[str, dict[Key, Live]] = {}
         self._latest: Live | None = None
         self._version: str | None = None
         self._synced = False
@@ -102,7 +106,7 @@ class Reflector:
 
     def of_owner(self, owner: str) -> Iterator[Live]:
         """This owner's objects."""
-        for live in self._owners.get(owner, {}).values():
+        for live in self._owners.get(owner, {}).get(self, {}).values():
             if self._shows(live.meta.namespace):
                 yield live
 
@@ -237,7 +241,6 @@ class Reflector:
         before, first = dict(self._store), not self._synced
         self._version = page.metadata["resourceVersion"]
         self._synced, self.error, self._listed = True, None, time.monotonic()
-        self.relists += 1
         for key in before.keys() - found.keys():
             self._forget(before[key])
         for key, live in found.items():
@@ -307,15 +310,18 @@ class Reflector:
         live.meta.annotations = sharing(live.meta.annotations, like.annotations)
         self._latest = live
         self._store[key] = live
-        self._owners.setdefault(owner, {})[key] = live
+        self._owners.setdefault(owner, {}).setdefault(self, {})[key] = live
         self._changes.notify(owner)
 
     def _forget(self, live: Live) -> None:
         known = self._store.pop(live.meta.key, live)
         owner = known.meta.labels.get(OWNER, "")
-        objects = self._owners.get(owner, {})
+        stores = self._owners.get(owner, {})
+        objects = stores.get(self, {})
         objects.pop(live.meta.key, None)
         if not objects:
+            stores.pop(self, None)
+        if not stores:
             self._owners.pop(owner, None)
         self._on_gone(known)
         self._changes.notify(owner)

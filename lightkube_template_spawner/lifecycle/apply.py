@@ -130,8 +130,8 @@ class Applier:
 
     async def _hold(self, kind: Kind, item: Planned) -> dict[str, Any]:
         """Create a retained object, or bring the one that we hold to the new intent."""
-        known = self._cluster.known(str(kind), item.namespace, item.name)
-        live = known.as_dict() if known else None
+        stored = self._cluster.find(item.ref)
+        live = stored.as_dict() if stored else None
         for _ in range(_TRIES):
             if live is None:
                 try:

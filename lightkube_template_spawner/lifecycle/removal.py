@@ -293,7 +293,7 @@ class Removal:
         meta = target[1]
         owner = meta.labels.get(OWNER, "")
         watched = meta.uid in self._known or bool(self._seen(target))
-        watched = watched and not self._cluster.is_frozen(target[0])
+        watched = watched and not self._cluster.is_frozen(target[0].ref, meta.namespace)
 
         def over() -> bool | None:
             return True if not self._seen(target) or self._lost_pods(target) else None
@@ -352,11 +352,10 @@ class Removal:
     def _seen(self, target: Target) -> Meta | None:
         """The object as an open store has it; none is opened for one that goes away."""
         kind, meta = target
-        for store in self._cluster.stores():
-            if store.kind.ref == kind.ref:
-                live = store.get(meta.namespace, meta.name)
-                if live is not None and live.meta.uid == meta.uid:
-                    return live.meta
+        for store in self._cluster.stores_of(kind.ref, meta.namespace):
+            live = store.get(meta.namespace, meta.name)
+            if live is not None and live.meta.uid == meta.uid:
+                return live.meta
         return None
 
 

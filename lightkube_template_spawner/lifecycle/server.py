@@ -30,7 +30,7 @@ class Server:
 
     def find(self, ref: ObjectRef) -> Live | None:
         """The object of that name, whatever its UID; None while the stores do not show it."""
-        return self.cluster.known(str(ref.kind), ref.namespace, ref.name)
+        return self.cluster.find(ref)
 
     def objects(self) -> Iterator[Live]:
         """All of its objects that the stores show."""

@@ -142,7 +142,7 @@ async def test_a_namesake_elsewhere_is_not_seen_by_a_watch_of_all_namespaces(
     fake.put({**pod, "metadata": {"name": "s", "namespace": "theirs", "labels": labels}})
     await asyncio.sleep(0.05)
     assert {live.meta.namespace for live in world.cluster.objects_of(ME.owner)} == {"", space(ME)}
-    assert world.cluster.known("v1/Pod", "theirs", "s") is None
+    assert world.cluster.find(ObjectRef(POD, "theirs", "s")) is None
     await world.stop(record)
     await world.stop(await launch(world))
     assert fake.find("Pod", "theirs", "s")
