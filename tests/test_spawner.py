@@ -949,7 +949,7 @@ async def test_a_hub_that_waits_for_servers_says_how_not_to(
     hub.config.LightkubeTemplateSpawner.start_timeout = 2
     await hub.restart()
     monkeypatch.setitem(sys.modules, "jupyterhub.app", SimpleNamespace(JupyterHub=process))
-    startup._seen.append(app)
+    startup._hubs.append(app)
     spawner = hub.user().spawner
     await asyncio.gather(spawner.get_url(), spawner.get_url())
     said = [r.getMessage() for r in caplog.records if "init_spawners_timeout = 1" in r.getMessage()]
@@ -957,7 +957,7 @@ async def test_a_hub_that_waits_for_servers_says_how_not_to(
     assert all(ADA in text and words in text for text in said)
     caplog.clear()
     app = SimpleNamespace(http_server="up", init_spawners_timeout=limit)
-    startup._seen.append(app)
+    startup._hubs.append(app)
     await spawner.get_url()
     assert "init_spawners_timeout" not in caplog.text
 

@@ -39,12 +39,12 @@ class Changes:
 
     async def wait_until(self, owner: str, predicate: Callable[[], T | None]) -> T:
         """Wait until ``predicate`` gives something else than None; it reads stores only."""
-        changed = asyncio.Event()
-        unsubscribe = self.subscribe(owner, changed.set)
+        change = asyncio.Event()
+        unsubscribe = self.subscribe(owner, change.set)
         try:
-            while (found := predicate()) is None:
-                await changed.wait()
-                changed.clear()
-            return found
+            while (value := predicate()) is None:
+                await change.wait()
+                change.clear()
+            return value
         finally:
             unsubscribe()

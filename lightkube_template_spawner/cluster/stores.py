@@ -71,10 +71,10 @@ class Stores:
     def reflector(self, kind: Kind, namespace: str | None, *, full: bool = False) -> Reflector:
         """The shared store of a kind in a namespace; opened at the first call."""
         full = (full or is_kept_whole(kind)) and kind.kind != "Secret"
-        within = self._wide.get(kind)
-        if within is not None and namespace:
-            within.add(namespace)
-        scope = namespace if kind.namespaced and within is None else None
+        namespaces = self._wide.get(kind)
+        if namespaces is not None and namespace:
+            namespaces.add(namespace)
+        scope = namespace if kind.namespaced and namespaces is None else None
         stores = self._reflectors.setdefault(kind, {})
         full = full or (scope, True) in stores  # one that keeps more is there
         slot = scope, full
@@ -90,7 +90,7 @@ class Stores:
                 log=self._log,
                 full=full,
                 timing=self.timing,
-                within=within,
+                namespaces=namespaces,
                 on_gone=self._left if kind.ref == NAMESPACE else lambda _: None,
             )
             self._unstarted.put_nowait(stores[slot])
@@ -106,12 +106,12 @@ class Stores:
             Forbidden, NotFound: the API server refuses it.
         """
         unsettled = kind.namespaced and not self.rights.is_settled(kind)
-        others = unsettled and {space for space, _ in self._narrow(kind)} - {namespace}
-        if others and await self.rights.everywhere(kind):
+        namespaces = unsettled and {space for space, _ in self._narrow(kind)} - {namespace}
+        if namespaces and await self.rights.everywhere(kind):
             self._wide.setdefault(kind, set())
-        narrow = self._narrow(kind) if kind in self._wide else []
-        store = self.reflector(kind, namespace, full=full or any(whole for _, whole in narrow))
-        self._wide.get(kind, set()).update(space for space, _ in narrow)
+        slots = self._narrow(kind) if kind in self._wide else []
+        store = self.reflector(kind, namespace, full=full or any(whole for _, whole in slots))
+        self._wide.get(kind, set()).update(space for space, _ in slots)
         try:
             await store.sync()
         except Forbidden as error:
@@ -120,7 +120,7 @@ class Stores:
             self._split(kind, error)
             return await self.watch(kind, namespace, full=full or store.full)
         stores = self._reflectors[kind]
-        for slot in narrow:
+        for slot in slots:
             if slot in stores and stores[slot].synced:  # nobody waits for it
                 self._close(kind, slot)
         return store
@@ -156,8 +156,8 @@ class Stores:
         """Close what watches a namespace that is gone, and forget what we were allowed in it."""
         for kind, full in product(self._reflectors, (True, False)):
             self._close(kind, (namespace, full))
-        for within in self._wide.values():
-            within.discard(namespace)
+        for namespaces in self._wide.values():
+            namespaces.discard(namespace)
         if namespace in self._feeds:
             self._feeds.pop(namespace).close()
         self.rights.forget([namespace])

@@ -87,7 +87,7 @@ async def purge(world: World, identity: Identity, record: Record) -> None:
         identity.user_selection(),
         owner=identity.owner,
         namespaces=["hub", *record.namespaces],
-        known=record.retained,
+        known_kinds=record.retained,
         cluster_kinds=["v1/Namespace"],
         timeout=3,
     )
