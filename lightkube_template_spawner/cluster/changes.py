@@ -32,11 +32,6 @@ class Changes:
         for callback in tuple(self._callbacks.get(owner, ())):
             callback()
 
-    def notify_all(self) -> None:
-        """A store was filled: who waits for what is not in it must look again."""
-        for owner in tuple(self._callbacks):
-            self.notify(owner)
-
     async def wait_until(self, owner: str, predicate: Callable[[], T | None]) -> T:
         """Wait until ``predicate`` gives something else than None; it reads stores only."""
         change = asyncio.Event()

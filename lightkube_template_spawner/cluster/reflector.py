@@ -238,7 +238,7 @@ class Reflector:
             if not page.metadata.get("continue"):
                 break
             params["continue"] = page.metadata["continue"]
-        before, first = dict(self._store), not self._synced
+        before = dict(self._store)
         self._version = page.metadata["resourceVersion"]
         self._synced, self.error, self._listed = True, None, time.monotonic()
         for key in before.keys() - objects.keys():
@@ -247,8 +247,6 @@ class Reflector:
             old = before.get(key)
             if old is None or old.meta.resource_version != live.meta.resource_version:
                 self._remember(live)
-        if first:
-            self._changes.notify_all()
         self._attempted()
 
     async def _watch(self) -> None:

@@ -12,7 +12,7 @@ from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.errors import Forbidden
 from lightkube_template_spawner.objects.ref import ObjectRef
 from tests.support.fake_apiserver import FakeApiServer
-from tests.support.objects import CONFIG, ME, POD, manifest
+from tests.support.objects import CONFIG, ME, POD, YOU, manifest
 
 
 async def test_stores_are_shared(fake: FakeApiServer, cluster: Cluster) -> None:
@@ -92,6 +92,17 @@ async def test_no_look_goes_through_the_namespaces_of_all_users(
     for number in range(50):
         await cluster.reflector(CONFIG, f"user-{number}").sync()
     assert calls(lambda: LOOKS[look](cluster)) == alone
+
+
+async def test_a_store_that_is_filled_tells_only_those_whose_objects_it_has(
+    fake: FakeApiServer, cluster: Cluster
+) -> None:
+    fake.put(manifest())
+    words: list[str] = []
+    cluster.changes.subscribe(ME.owner, lambda: words.append("mine"))
+    cluster.changes.subscribe(YOU.owner, lambda: words.append("yours"))
+    await cluster.reflector(CONFIG, "hub").sync()
+    assert words == ["mine"]
 
 
 async def test_secrets_stay_on_the_cluster(fake: FakeApiServer, cluster: Cluster) -> None:
