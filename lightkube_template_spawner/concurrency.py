@@ -19,7 +19,7 @@ async def gather(
     The others still finish when one fails, so that what was done is known; then the first error is
     raised.
     """
-    known = list(items)
+    arguments = list(items)
     results: dict[int, Result] = {}
     errors: dict[int, Exception] = {}
 
@@ -30,8 +30,8 @@ async def gather(
             errors[index] = error
 
     async with anyio.create_task_group() as group:
-        for index, item in enumerate(known):
+        for index, item in enumerate(arguments):
             group.start_soon(one, index, item)
     if errors:
         raise errors[min(errors)]
-    return [results[index] for index in range(len(known))]
+    return [results[index] for index in range(len(arguments))]

@@ -101,26 +101,29 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         if self._record is not None and self._record.note:
             log.tell(f"Your last server {self._record.note}", 1)
         self._starting = True
-        began = time.monotonic()
+        start_time = time.monotonic()
         try:
             with self._explaining():
                 deletion.check_start(self)
                 try:
-                    launcher, record = await self._launch(began)
+                    launcher, record = await self._launch(start_time)
                 except NameTaken as taken:
                     identity = names.apart(self, self.identity)
                     self.log.warning(
                         "%s goes by the name %r: %s", self._log_name, identity.username, taken
                     )
                     self._save(Record(identity, self.namespace))
-                    launcher, record = await self._launch(began)
+                    launcher, record = await self._launch(start_time)
         finally:
             self._certificate = None
             self._starting = False
             log.close()
         self._monitor.begin(launcher.cluster, record)
         self.log.info(
-            "%s is ready at %s after %.1f s", self._log_name, record.url, time.monotonic() - began
+            "%s is ready at %s after %.1f s",
+            self._log_name,
+            record.url,
+            time.monotonic() - start_time,
         )
         return record.url
 
@@ -130,7 +133,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             limits.check_options(user_options)
         await super()._run_apply_user_options(user_options)
 
-    async def _launch(self, began: float) -> tuple[Launcher, Record]:
+    async def _launch(self, start_time: float) -> tuple[Launcher, Record]:
         launcher = self._launcher()
         launcher.tell("Rendering the template", 2)
         documents = await self._rendered(launcher.identity)
@@ -140,7 +143,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             documents,
             before=self._record,
             save=self._save,
-            timeout=max(1.0, self._patience() - (time.monotonic() - began)),
+            timeout=max(1.0, self._patience() - (time.monotonic() - start_time)),
         )
         return launcher, record
 
@@ -197,13 +200,13 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         if not record.ready:
             return None
         try:
-            over = await self._ended(record)
+            end = await self._ended(record)
             if self._record is not record:  # reaped meanwhile by another poll, which knew the code
                 return await self.poll()
-            if over is None:
+            if end is None:
                 return None
             if self._reaping is None or self._reaping.done():
-                self._reaping = asyncio.create_task(self._reap(record, over))
+                self._reaping = asyncio.create_task(self._reap(record, end))
             return await asyncio.shield(self._reaping)
         except Exception as error:  # noqa: BLE001 - the hub would take the server for stopped
             self._warn("cannot be polled", error)
@@ -233,10 +236,10 @@ class LightkubeTemplateSpawner(Settings, Spawner):
 
         A ``get_url`` that raises keeps the whole hub from starting.
         """
-        known = str(self.server.url) if self.server else ""
+        url = str(self.server.url) if self.server else ""
         record = self._record
         if record is None or not record.live:
-            return known
+            return url
         if not record.ready:
             startup.explain_wait(self._log_name, self.log)
         try:
@@ -249,7 +252,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._save(record)
         except Exception as error:  # noqa: BLE001 - the hub would not start
             self._warn("cannot be adopted", error)
-            return known
+            return url
         return f"{record.url}{self.server.base_url}"
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
@@ -288,8 +291,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         super().load_state(state)
         self._record = Record.of_spawner(state)
         # KubeSpawner's own note; ours of that name may be a volume that this template made.
-        theirs = "" if self._record else state.get("pvc_name")
-        self._former_pvc = str(state.get("former_pvc_name") or theirs or "")
+        pvc = "" if self._record else state.get("pvc_name")
+        self._former_pvc = str(state.get("former_pvc_name") or pvc or "")
 
     def clear_state(self) -> None:
         """Forget what ends with a server; its identity and what it keeps outlive it."""
@@ -319,7 +322,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._tell,
             self.start_rules,
             force_lost=self.force_delete_lost_pods,
-            another=lambda meta: names.is_anothers(self, meta),
+            is_anothers=lambda meta: names.is_anothers(self, meta),
         )
 
     @property
@@ -353,26 +356,29 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         with exceptions.in_time(self._patience()):
             version = await self._cluster().discovery.server_version()
             engine = self.open_renderer(version, self.log)
-            given, self._redactor = await values.build(
+            template_values, self._redactor = await values.build(
                 self,
                 identity,
                 former_pvc=self._former_pvc,
                 internal_ssl=self._certificate.values if self._certificate else {},
             )
-            rendered = await engine.render(
-                given,
+            rendering = await engine.render(
+                template_values,
                 release=identity.user_server_slug,
                 namespace=self.namespace,
                 tainted=[*values.tainted(self, self._configured)],
                 trusted=self.trusted_values,
             )
-            return rendered.objects
+            return rendering.objects
 
     async def _remove(self, record: Record, timeout: float, *, grace: int | None = None) -> None:
         """Remove what goes when a server stops; a pod on a lost node is left to its node."""
         try:
             await self._removal(grace).stop(
-                record, self.lifecycle_annotation_key, also=self.resource_kinds, timeout=timeout
+                record,
+                self.lifecycle_annotation_key,
+                extra_kinds=self.resource_kinds,
+                timeout=timeout,
             )
         except NodeLost as error:  # the next start says so, if it is still there
             self._warn("is gone, but", error)
@@ -381,13 +387,13 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         lost = self.force_delete_lost_pods
         return Removal(self._cluster(), self.log, grace=grace, force_lost=lost)
 
-    async def _reap(self, record: Record, over: Ended) -> int:
+    async def _reap(self, record: Record, end: Ended) -> int:
         """Remove what a server that died by itself leaves; the hub calls no ``stop`` for it.
 
         Gives its exit code to all who poll meanwhile: once its pod is removed, they see no more of
         it than that it was deleted.
         """
-        reason = self._masked(over.reason)
+        reason = self._masked(end.reason)
         self.log.warning("%s ended: %s", self._log_name, reason)
         rest = record.stopped()
         try:
@@ -395,12 +401,12 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         except RemovalIncomplete as error:
             self._warn("is not removed whole", error)
             rest = replace(record, ready=False)  # the hub's own stop goes on, then the next start
-        self._exit_code = over.code
+        self._exit_code = end.code
         if self._record is record:
-            self._save(replace(rest, note=f"ended: {reason}" if over.code else ""))
-            if over.code:
+            self._save(replace(rest, note=f"ended: {reason}" if end.code else ""))
+            if end.code:
                 exceptions.show_next(self, f"Your server ended: {reason}")
-        return over.code
+        return end.code
 
     def note(self, what: str) -> None:
         """Keep for the log, and for the user's next start, what befell the server."""

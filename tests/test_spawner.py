@@ -35,6 +35,7 @@ from lightkube_template_spawner.hub import startup
 from lightkube_template_spawner.lifecycle import liveness, monitor
 from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.identity import OWNER, Identity
+from lightkube_template_spawner.objects.ref import POD, ObjectRef
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from lightkube_template_spawner.templates import renderer as renderers
 from lightkube_template_spawner.templates.helm.library import library_folder
@@ -796,7 +797,7 @@ async def test_all_polls_give_the_exit_code_of_one_death(hub: FakeHub, fake: Fak
     await seen_dead(hub, spawner)
     first = asyncio.create_task(spawner.poll())
     await until(lambda: hanging.met)
-    await until(lambda: hub.cluster.known("v1/Pod", "hub", SLUG) is None)
+    await until(lambda: hub.cluster.find(ObjectRef(POD, "hub", SLUG)) is None)
     second = asyncio.create_task(spawner.poll())
     assert list(await asyncio.gather(first, second)) == [137, 137]
 
@@ -811,7 +812,7 @@ async def test_a_poll_that_is_overtaken_by_a_burial_gives_its_exit_code(
     await seen_dead(hub, spawner)
     fake.delay = 0.1  # for the removal to be under way when the second one asks
     first = asyncio.create_task(spawner.poll())
-    await until(lambda: hub.cluster.known("v1/Pod", "hub", SLUG) is None)
+    await until(lambda: hub.cluster.find(ObjectRef(POD, "hub", SLUG)) is None)
     asked = Fault(method="GET", path=f"/pods/{SLUG}", times=1)
     fake.faults.append(asked)
     second = asyncio.create_task(spawner.poll())
@@ -932,7 +933,7 @@ async def behind_service(
     pod = CHART.replace(
         'annotations: {kubetemplatespawner/connection: "true"}', "labels: {app: lab}"
     )
-    (folder / "templates" / "all.yaml").write_text(pod + SERVICE)
+    (folder / "templates" / "a.yaml").write_text(pod + SERVICE)
     routes: list[str] = []
 
     async def add_user(user: User, name: str) -> None:
@@ -1007,7 +1008,7 @@ def hub_process(monkeypatch: pytest.MonkeyPatch, **traits: Any) -> SimpleNamespa
     app = SimpleNamespace(http_server=None, **traits)
     process = SimpleNamespace(initialized=lambda: True, instance=lambda: app)
     monkeypatch.setitem(sys.modules, "jupyterhub.app", SimpleNamespace(JupyterHub=process))
-    startup._seen.append(app)
+    startup._hubs.append(app)
     return app
 
 
@@ -1032,7 +1033,7 @@ async def test_a_hub_that_waits_for_servers_says_how_not_to(
     assert all(ADA in text and words in text for text in said)
     caplog.clear()
     app.http_server = "up"
-    startup._waiting.clear()
+    startup._waiting_hubs.clear()
     await spawner.get_url()
     assert "init_spawners_timeout" not in caplog.text
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx2
 import pytest
 
 from e2e.cluster import Cluster as Provided
@@ -87,19 +88,37 @@ def victims(kube: Kube, space: str) -> None:
     kube("create", "-n", space, "-f", "-", given=listing)
 
 
+class DryRun(httpx2.AsyncBaseTransport):
+    """Asks for each apply as a trial, which writes nothing."""
+
+    def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.method == "PATCH":
+            request.url = request.url.copy_merge_params({"dryRun": "All"})
+        return await self._transport.handle_async_request(request)
+
+
 @pytest.fixture
 async def cluster_of_hub(cluster: Provided) -> AsyncIterator[Cluster]:
-    made = Cluster(Api(str(cluster.kubeconfig)), "jupyter", log)
-    yield made
-    await made.aclose()
+    hub = Cluster(Api(str(cluster.kubeconfig)), "jupyter", log)
+    yield hub
+    await hub.aclose()
     await renderer.close_renderers()
+
+
+@pytest.fixture
+def trial(cluster: Provided, cluster_of_hub: Cluster) -> Api:
+    """The same API server, where an apply changes nothing; it closes with the other."""
+    return Api(str(cluster.kubeconfig), transport=DryRun(cluster_of_hub.api._transport))
 
 
 class Run:
     """What becomes of each case, by word."""
 
-    def __init__(self, cluster: Cluster, space: str, folder: Path) -> None:
-        self.cluster, self.space = cluster, space
+    def __init__(self, cluster: Cluster, trial: Api, space: str, folder: Path) -> None:
+        self.cluster, self.trial, self.space = cluster, trial, space
         self.rules = Contract(space)
         self.seen: Counter[str] = Counter()
         self.charts = {"the default chart": str(DEFAULT_CHART)}
@@ -194,18 +213,15 @@ class Run:
         head = {**item.manifest["metadata"], "resourceVersion": "1"}
         intent = {**item.manifest, "metadata": head}
         try:
-            made = await retry(
-                lambda: self.cluster.api.apply(
-                    kind, intent, manager=identity.manager, dry_run=True
-                ),
-                log,
+            answer = await retry(
+                lambda: self.trial.apply(kind, intent, manager=identity.manager), log
             )
         except Conflict:
             await self._takeover(item, identity, kind)
         except Invalid:
             self.seen["refused by the API server"] += 1
         else:
-            metadata = made["metadata"]
+            metadata = answer["metadata"]
             assert (metadata["name"], metadata["namespace"]) == (item.name, self.space)
             assert metadata["labels"] == item.manifest["metadata"]["labels"]
             assert item.name not in NAMES or kind.kind not in ("ConfigMap", "Secret", "Pod")
@@ -236,13 +252,19 @@ def snapshot(kube: Kube, space: str) -> dict[str, Any]:
 
 
 async def test_no_name_and_no_option_leads_to_what_is_somebody_elses(
-    cluster_of_hub: Cluster, kube: Kube, space: str, victims: None, tmp_path: Path, faults: Faults
+    cluster_of_hub: Cluster,
+    trial: Api,
+    kube: Kube,
+    space: str,
+    victims: None,
+    tmp_path: Path,
+    faults: Faults,
 ) -> None:
     before = snapshot(kube, space)
     coveted = [*NAMES, "admins", ATTACKER, *(v.username for v in VICTIMS)]
     coveted += [v.owner for v in VICTIMS] + [f"{VICTIMS[1].user_slug}--gpu", space]
     for turn in faults(f"{CASES} hostile names and options"):
-        run = Run(cluster_of_hub, space, tmp_path / str(turn))
+        run = Run(cluster_of_hub, trial, space, tmp_path / str(turn))
         began = time.monotonic()
         async with anyio.create_task_group() as group:
             source = enumerate(adversary.cases(turn, CASES, coveted))

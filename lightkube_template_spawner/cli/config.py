@@ -21,13 +21,13 @@ def settings(path: str) -> Settings:
         TraitError: a setting has a value that it refuses.
     """
     config = _loaded(Path(path)) if path else Config()
-    given = config.get("JupyterHub", {}).get("spawner_class")
-    classes = given.__mro__ if isinstance(given, type) else ()
-    merged = Config()
+    spawner_class = config.get("JupyterHub", {}).get("spawner_class")
+    classes = spawner_class.__mro__ if isinstance(spawner_class, type) else ()
+    sections = Config()
     for name in dict.fromkeys([_SECTION, *(cls.__name__ for cls in reversed(classes))]):
-        merged.merge({Settings.__name__: config.get(name, {})})
-    known = Settings.class_trait_names(config=True)
-    section = {k: v for k, v in merged.get(Settings.__name__, {}).items() if k in known}
+        sections.merge({Settings.__name__: config.get(name, {})})
+    traits = Settings.class_trait_names(config=True)
+    section = {k: v for k, v in sections.get(Settings.__name__, {}).items() if k in traits}
     return Settings(config=Config({Settings.__name__: section}))
 
 

@@ -20,8 +20,8 @@ from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.errors import ConfigurationError, SpawnerError
 from lightkube_template_spawner.hub.rest import SCOPES, HubApi
 from lightkube_template_spawner.hub.settings import Settings
-from lightkube_template_spawner.lifecycle.orphans import Known
-from lightkube_template_spawner.lifecycle.sweep import Found, Orphan, Sweep
+from lightkube_template_spawner.lifecycle.orphans import Roster
+from lightkube_template_spawner.lifecycle.sweep import Orphan, Survey, Sweep
 
 NONE_LEFT, LEFT, INCOMPLETE = 0, 1, 2
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -183,10 +183,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+)([smhd])", text)
-    if not found:
+    match = re.fullmatch(r"(\d+)([smhd])", text)
+    if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 30s, 10m, 2h or 1d")
-    return float(found[1]) * _UNITS[found[2]]
+    return float(match[1]) * _UNITS[match[2]]
 
 
 async def _orphans(options: argparse.Namespace) -> int:
@@ -194,14 +194,14 @@ async def _orphans(options: argparse.Namespace) -> int:
     hub = HubApi(os.environ, patience=options.wait)
     log = logging.getLogger("lightkube-template-spawner")
 
-    async def ask() -> Known:
-        known = Known(settings.instance_name, settings.lifecycle_annotation_key)
-        return await anyio.to_thread.run_sync(hub.read, known)
+    async def ask() -> Roster:
+        roster = Roster(settings.instance_name, settings.lifecycle_annotation_key)
+        return await anyio.to_thread.run_sync(hub.read, roster)
 
     cluster = settings.open_cluster(log)
     try:
-        named = options.namespace or settings.named_namespaces
-        namespaces = [""] if options.all_namespaces else named
+        names = options.namespace or settings.named_namespaces
+        namespaces = [""] if options.all_namespaces else names
         sweep = Sweep(cluster, ask, log)
         while True:
             try:
@@ -223,14 +223,14 @@ async def _orphans(options: argparse.Namespace) -> int:
 def _settings(options: argparse.Namespace) -> Settings:
     """The configuration file's, with what the command line says."""
     settings = config.settings(options.config)
-    given = {
+    overrides = {
         "instance_name": options.instance,
         "kubeconfig": options.kubeconfig,
         "kube_context": options.context,
         "lifecycle_annotation_key": options.lifecycle_key,
         "cluster_kinds": options.cluster_kind,
     }
-    for name, value in given.items():
+    for name, value in overrides.items():
         if value:
             setattr(settings, name, value)
     return settings
@@ -244,72 +244,76 @@ async def _close(cluster: Cluster) -> None:
 async def _once(
     sweep: Sweep, namespaces: list[str], settings: Settings, options: argparse.Namespace
 ) -> int:
-    found = await sweep.find(
+    survey = await sweep.find(
         namespaces, cluster_kinds=settings.cluster_kinds, min_age=options.min_age
     )
-    doomed = [o for o in found.orphans if options.delete and (options.retained or not o.retained)]
-    refused = ""
-    if doomed:
+    targets = [o for o in survey.orphans if options.delete and (options.retained or not o.retained)]
+    refusal = ""
+    if targets:
         try:
-            await sweep.delete(doomed, timeout=options.timeout)
+            await sweep.delete(targets, timeout=options.timeout)
         except SpawnerError as error:
-            refused = str(error)
-    _print(found, settings.instance_name, options, [] if refused else doomed)
-    errors = list(_doubts(found, settings.instance_name))
-    for text in filter(None, [refused, *errors]):
+            refusal = str(error)
+    _print(survey, settings.instance_name, options, [] if refusal else targets)
+    errors = list(_doubts(survey, settings.instance_name))
+    for text in filter(None, [refusal, *errors]):
         print(f"error: {text}", file=sys.stderr)
     if errors:
         return INCOMPLETE
-    return LEFT if refused or len(doomed) < len(found.orphans) else NONE_LEFT
+    return LEFT if refusal or len(targets) < len(survey.orphans) else NONE_LEFT
 
 
-def _doubts(found: Found, instance: str) -> Iterator[str]:
+def _doubts(survey: Survey, instance: str) -> Iterator[str]:
     """Why nothing that was found would not mean that nothing is there."""
-    for namespace in found.absent:
+    for namespace in survey.absentees:
         yield f"the namespace {namespace!r} does not exist"
-    if found.others:
-        others = ", ".join(map(repr, sorted(found.others)))
+    if survey.instances:
+        instances = ", ".join(map(repr, sorted(survey.instances)))
         yield (
-            f"neither the hub nor the cluster knows the instance {instance!r}, but {others}: give "
-            "--instance, or the hub's configuration with -f"
+            f"neither the hub nor the cluster knows the instance {instance!r}, but {instances}: "
+            "give --instance, or the hub's configuration with -f"
         )
-    if not found.looked_at:
+    if not survey.places:
         yield "the account may list nothing there"
-    yield from (f"not looked at: {text}" for text in found.failed)
+    yield from (f"not looked at: {text}" for text in survey.failures)
 
 
-def _print(found: Found, instance: str, options: argparse.Namespace, deleted: list[Orphan]) -> None:
+def _print(
+    survey: Survey, instance: str, options: argparse.Namespace, targets: list[Orphan]
+) -> None:
     if options.output == "json":
-        gone = {orphan.meta.uid for orphan in deleted}
-        orphans = [{**o.as_dict(), "deleted": o.meta.uid in gone} for o in found.orphans]
-        places = [f"{kind} in {place or 'the cluster'}" for kind, place in found.not_allowed]
+        uids = {orphan.meta.uid for orphan in targets}
+        orphans = [{**o.as_dict(), "deleted": o.meta.uid in uids} for o in survey.orphans]
+        places = [f"{kind} in {place or 'the cluster'}" for kind, place in survey.refusals]
         report = {
             "instance": instance,
-            "namespaces": found.namespaces,
+            "namespaces": survey.namespaces,
             "orphans": orphans,
-            "tooYoung": found.young,
-            "failed": found.failed,
+            "tooYoung": survey.young_count,
+            "failed": survey.failures,
             "notAllowed": places,
         }
         print(json.dumps(report, indent=2), flush=True)
         return
-    for orphan in found.orphans:
-        print(f"{'deleted: ' if orphan in deleted else ''}{orphan}")
-    number, rest = len(found.orphans), len(found.orphans) - len(deleted)
-    places = ["all" if name == "" else name for name in found.namespaces]
-    young = f"; younger than --min-age and left out: {found.young}" if found.young else ""
+    for orphan in survey.orphans:
+        print(f"{'deleted: ' if orphan in targets else ''}{orphan}")
+    number, rest = len(survey.orphans), len(survey.orphans) - len(targets)
+    places = ["all" if name == "" else name for name in survey.namespaces]
+    note = (
+        f"; younger than --min-age and left out: {survey.young_count}" if survey.young_count else ""
+    )
     print(
         f"orphans: {number} found, {rest} left; instance {instance!r}, namespaces: "
-        f"{', '.join(places)}; kinds looked at: {found.kinds}{young}",
+        f"{', '.join(places)}; kinds looked at: {survey.kinds}{note}",
         flush=True,
     )
-    if options.delete and not options.retained and any(o.retained for o in found.orphans):
+    if options.delete and not options.retained and any(o.retained for o in survey.orphans):
         print("note: what outlives a server, such as volumes, goes with --retained only")
-    if found.not_allowed:
-        kinds = sorted({str(kind) for kind, _ in found.not_allowed})
-        more = f" and {len(kinds) - _SHOWN} more" if len(kinds) > _SHOWN else ""
+    if survey.refusals:
+        kinds = sorted({str(kind) for kind, _ in survey.refusals})
+        tail = f" and {len(kinds) - _SHOWN} more" if len(kinds) > _SHOWN else ""
         print(
             "note: not looked at, since the account may not list them: "
-            f"{', '.join(kinds[:_SHOWN])}{more}",
+            f"{', '.join(kinds[:_SHOWN])}{tail}",
             file=sys.stderr,
         )

@@ -120,8 +120,8 @@ def error_from(status: object, code: int, fallback: str = "") -> ClusterError:
     message = _DUMP.sub("…", str(body.get("message") or fallback or f"HTTP {code}"))
     number = body.get("code")
     code = number if isinstance(number, int) else code
-    known = {401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 410: Expired}
-    kind: type[ClusterError] = known.get(code, Unavailable)
+    classes = {401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 410: Expired}
+    kind: type[ClusterError] = classes.get(code, Unavailable)
     if code == 409 and message.startswith(_CROWDED):
         kind = Unavailable
     if code in _INVALID or (code == 500 and message.startswith(_UNREADABLE)):
@@ -154,8 +154,8 @@ async def _lines(response: httpx2.Response) -> AsyncIterator[bytes]:
     """
     rest = b""
     async for chunk in response.aiter_bytes():
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
             yield line
     if rest:
         yield rest
@@ -167,7 +167,7 @@ def _keepalive() -> list[tuple[int, int, int]]:
     A connection whose packets are dropped ends after five seconds, idle or not; where the system
     does not know these options, only a watch's idle time-out and a request's own are left.
     """
-    found = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     for name, value in (
         ("TCP_KEEPIDLE", 3),
         ("TCP_KEEPINTVL", 1),
@@ -175,8 +175,8 @@ def _keepalive() -> list[tuple[int, int, int]]:
         ("TCP_USER_TIMEOUT", 5000),  # milliseconds
     ):
         if hasattr(socket, name):
-            found.append((socket.IPPROTO_TCP, getattr(socket, name), value))
-    return found
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    return options
 
 
 class Api:
@@ -191,8 +191,8 @@ class Api:
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         try:
-            found = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_env()
-            config = found.get(context)
+            contexts = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_env()
+            config = contexts.get(context)
             if config is None:
                 raise ConfigurationError(
                     "no Kubernetes cluster is configured: run in a pod with a service account, or "
@@ -272,7 +272,6 @@ class Api:
         manifest: Mapping[str, Any],
         *,
         manager: str,
-        dry_run: bool = False,
         force: bool = False,
     ) -> dict[str, Any]:
         """Server-side apply; the live object as the API server returned it.
@@ -290,7 +289,6 @@ class Api:
                 _resource(kind)(manifest),
                 namespace=namespace,
                 field_manager=manager,
-                dry_run=dry_run,
                 force=force,
             )
         except httpx2.HTTPStatusError as error:  # ApiError among them

@@ -32,19 +32,14 @@ class Changes:
         for callback in tuple(self._callbacks.get(owner, ())):
             callback()
 
-    def notify_all(self) -> None:
-        """A store was filled: who waits for what is not in it must look again."""
-        for owner in tuple(self._callbacks):
-            self.notify(owner)
-
     async def wait_until(self, owner: str, predicate: Callable[[], T | None]) -> T:
         """Wait until ``predicate`` gives something else than None; it reads stores only."""
-        changed = asyncio.Event()
-        unsubscribe = self.subscribe(owner, changed.set)
+        change = asyncio.Event()
+        unsubscribe = self.subscribe(owner, change.set)
         try:
-            while (found := predicate()) is None:
-                await changed.wait()
-                changed.clear()
-            return found
+            while (value := predicate()) is None:
+                await change.wait()
+                change.clear()
+            return value
         finally:
             unsubscribe()

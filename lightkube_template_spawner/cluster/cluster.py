@@ -58,36 +58,36 @@ class Cluster(Stores):
             return False
         try:
             kind = await self.discovery.kind("v1", "Namespace")
-            found = await self._retry(lambda: self.api.call("GET", kind.path(None, namespace)))
+            live = await self._retry(lambda: self.api.call("GET", kind.path(None, namespace)))
         except NotFound:
             self.leave(namespace)
             return True
         except ClusterError:
             return False
-        return bool(found["metadata"].get("deletionTimestamp"))
+        return bool(live["metadata"].get("deletionTimestamp"))
 
-    async def create(self, kind: Kind, planned: Planned, identity: Identity) -> dict[str, Any]:
+    async def create(self, kind: Kind, item: Planned, identity: Identity) -> dict[str, Any]:
         """Create the object, or refuse: never write to one that is there.
 
         Raises:
             AlreadyThere: an object of that name exists; nothing was written.
             ClusterError: refused for another reason.
         """
-        manifest = _with_metadata(planned.manifest, resourceVersion=_MUST_BE_NEW)
+        manifest = _with_metadata(item.manifest, resourceVersion=_MUST_BE_NEW)
         try:
             return await self._write(
                 lambda: self.api.apply(kind, manifest, manager=identity.manager)
             )
         except Conflict as error:
-            live = await self.get(kind, planned.namespace, planned.name)
+            live = await self.get(kind, item.namespace, item.name)
             if live is None:
                 raise  # it was there and is gone: the caller's next try will create it
-            if ownership.same_start(live, identity.manager, planned.digest, DIGEST):
+            if ownership.same_start(live, identity.manager, item.digest, DIGEST):
                 return live  # our own request, whose answer was lost
-            raise AlreadyThere(f"{planned.reference} exists already", live) from error
+            raise AlreadyThere(f"{item.reference} exists already", live) from error
 
     async def apply_held(
-        self, kind: Kind, planned: Planned, identity: Identity, uid: str, *, force: bool = False
+        self, kind: Kind, item: Planned, identity: Identity, uid: str, *, force: bool = False
     ) -> dict[str, Any]:
         """Bring an object that we hold to the new intent; bound to its UID, so never re-created.
 
@@ -97,7 +97,7 @@ class Cluster(Stores):
             Conflict: a field belongs to another manager, or the object was replaced.
             ClusterError: refused for another reason, such as an immutable field.
         """
-        manifest = _with_metadata(planned.manifest, uid=uid)
+        manifest = _with_metadata(item.manifest, uid=uid)
         return await self._write(
             lambda: self.api.apply(kind, manifest, manager=identity.manager, force=force)
         )
@@ -106,14 +106,14 @@ class Cluster(Stores):
         """The live object, or None."""
         path = kind.path(namespace, name)
         try:
-            found = await self._retry(lambda: self.api.call("GET", path))
+            live = await self._retry(lambda: self.api.call("GET", path))
         except NotFound:
             return None
         except Forbidden:
             if await self.has_ended(namespace):
                 return None
             raise
-        return dict(found)
+        return dict(live)
 
     async def delete_matching(
         self,
@@ -153,7 +153,7 @@ class Cluster(Stores):
     ) -> list[Meta]:
         """List, check each object here, then delete by UID; for kinds that we only discovered."""
         metas = await self.list_metadata(kind, namespace, selection.selector)
-        found = [meta for meta in metas if selection.matches(meta)]
+        targets = [meta for meta in metas if selection.matches(meta)]
 
         async def delete(meta: Meta) -> ClusterError | None:
             try:
@@ -164,17 +164,17 @@ class Cluster(Stores):
                 return error
             return None
 
-        answers = list(zip(found, await gather(delete, found), strict=True))
-        refused = [(meta, error) for meta, error in answers if error is not None]
-        if refused:
-            _, first = refused[0]
+        answers = list(zip(targets, await gather(delete, targets), strict=True))
+        refusals = [(meta, error) for meta, error in answers if error is not None]
+        if refusals:
+            _, first = refusals[0]
             raise type(first)(
-                "; ".join(f"{kind.kind}/{m.namespace}/{m.name}: {e}" for m, e in refused),
+                "; ".join(f"{kind.kind}/{m.namespace}/{m.name}: {e}" for m, e in refusals),
                 code=first.code,
                 reason=first.reason,
                 deleted=[meta for meta, error in answers if error is None],
             )
-        return found
+        return targets
 
     async def delete_now(self, kind: Kind, meta: Meta) -> None:
         """Delete an object without waiting for its node, which may still run its process."""
@@ -183,7 +183,7 @@ class Cluster(Stores):
 
     async def list_metadata(self, kind: Kind, namespace: str | None, selector: str) -> list[Meta]:
         """Metadata of what the selector finds; [] where the kind or namespace is not served."""
-        found: list[Meta] = []
+        metas: list[Meta] = []
         params = {"labelSelector": selector, "limit": "500"}
         path = kind.path(namespace)
         while True:
@@ -192,11 +192,11 @@ class Cluster(Stores):
                     lambda: self.api.call("GET", path, params=params, accept=METADATA_LIST)
                 )
             except NotFound:
-                return found
-            found += _metas(page)
+                return metas
+            metas += _metas(page)
             proceed = (page.get("metadata") or {}).get("continue")
             if not proceed:
-                return found
+                return metas
             params["continue"] = proceed
 
     async def _delete_collection(

@@ -29,7 +29,7 @@ class Discovery:
         self._timing = timing
         self._kinds: dict[tuple[str, str], Kind] = {}
         self._preferred: list[Kind] = []
-        self._silent: set[str] = set()  # API versions that are served but did not answer
+        self._silent_versions: set[str] = set()  # API versions that are served but did not answer
         self._asking: asyncio.Lock = asyncio.Lock()
         self._version = ""
 
@@ -50,10 +50,10 @@ class Discovery:
 
         async def find() -> Kind:
             for fresh in (False, True):
-                kinds = await self._load(fresh=fresh, missing=key)
+                kinds = await self._load(fresh=fresh, need=key)
                 if key in kinds:
                     return kinds[key]
-            if api_version in self._silent:
+            if api_version in self._silent_versions:
                 raise Unavailable(f"the API {api_version} did not answer for itself")
             raise UnknownKind(
                 f"the API server serves no {api_version}/{kind}: install its definition (CRD), or "
@@ -67,14 +67,14 @@ class Discovery:
 
         A kind that is no longer served has no objects left, so its absence is no error.
         """
-        found = []
+        kinds = []
         for name in names:
             api_version, _, kind = name.rpartition("/")
             try:
-                found.append(await self.kind(api_version, kind))
+                kinds.append(await self.kind(api_version, kind))
             except UnknownKind:
                 continue
-        return found
+        return kinds
 
     async def deletable(self, namespaces: Iterable[str]) -> dict[str, list[Kind] | None]:
         """By namespace, every kind that is served and that our account may list and delete there.
@@ -83,15 +83,15 @@ class Discovery:
         (webhook authorizers): then only kinds known to be used may be touched.
         """
         kinds = await self.holding()
-        if self._silent:
-            silent = ", ".join(sorted(self._silent))
-            self._log.warning("Objects of %s are not looked for: it did not answer", silent)
-        found: dict[str, list[Kind] | None] = {}
+        if self._silent_versions:
+            versions = ", ".join(sorted(self._silent_versions))
+            self._log.warning("Objects of %s are not looked for: it did not answer", versions)
+        places: dict[str, list[Kind] | None] = {}
         for namespace in namespaces:
             rules, complete = await self.rules(namespace)
-            may = [kind for kind in kinds if allowed(rules, kind, _TO_DELETE) == _TO_DELETE]
-            found[namespace] = may if complete else None
-        return found
+            targets = [kind for kind in kinds if allowed(rules, kind, _TO_DELETE) == _TO_DELETE]
+            places[namespace] = targets if complete else None
+        return places
 
     async def holding(self) -> list[Kind]:
         """Every kind that can hold objects of ours, whatever we may do with it."""
@@ -118,17 +118,17 @@ class Discovery:
         )
 
     async def _load(
-        self, *, fresh: bool, missing: tuple[str, str] | None = None
+        self, *, fresh: bool, need: tuple[str, str] | None = None
     ) -> Mapping[tuple[str, str], Kind]:
         if self._kinds and not fresh:
             return self._kinds
         before = self._kinds
         async with self._asking:
-            if self._kinds is not before and (missing is None or missing in self._kinds):
+            if self._kinds is not before and (need is None or need in self._kinds):
                 return self._kinds  # somebody else asked while we waited
             kinds: dict[tuple[str, str], Kind] = {}
             preferred: dict[tuple[str, str], Kind] = {}
-            self._silent.clear()
+            self._silent_versions.clear()
             for root in ("/api", "/apis"):
                 answer = await self._get(root, accept=_ACCEPT)
                 for kind in await self._read(root, answer):
@@ -141,21 +141,21 @@ class Discovery:
 
     async def _read(self, root: str, answer: Mapping[str, Any]) -> list[Kind]:
         if answer.get("kind") == "APIGroupDiscoveryList":
-            found = list(_aggregated(answer))
-            self._silent |= _stale(answer) - {kind.api_version for kind in found}
-            return found
-        found = []
+            kinds = list(_aggregated(answer))
+            self._silent_versions |= _stale(answer) - {kind.api_version for kind in kinds}
+            return kinds
+        kinds = []
         for group_version in _group_versions(answer):
             try:
                 listing = await self._api.call("GET", f"{root}/{group_version}")
             except Unavailable as error:  # an extension that is down is not to cost the others
                 self._log.warning("The API %s does not answer: %s", group_version, error)
-                self._silent.add(group_version)
+                self._silent_versions.add(group_version)
                 before = self._kinds.values()
-                found += [kind for kind in before if kind.api_version == group_version]
+                kinds += [kind for kind in before if kind.api_version == group_version]
             else:
-                found += _legacy(group_version, listing)
-        return found
+                kinds += _legacy(group_version, listing)
+        return kinds
 
 
 def granted(rules: Iterable[Mapping[str, Any]], kind: Kind) -> set[str]:
@@ -163,8 +163,8 @@ def granted(rules: Iterable[Mapping[str, Any]], kind: Kind) -> set[str]:
     verbs: set[str] = set()
     for rule in rules:
         groups, resources = rule.get("apiGroups") or (), rule.get("resources") or ()
-        named = rule.get("resourceNames")
-        if not named and {kind.group, "*"} & {*groups} and {kind.plural, "*"} & {*resources}:
+        names = rule.get("resourceNames")
+        if not names and {kind.group, "*"} & {*groups} and {kind.plural, "*"} & {*resources}:
             verbs |= set(rule.get("verbs") or ())
     return verbs
 
@@ -173,8 +173,8 @@ def allowed(
     rules: Iterable[Mapping[str, Any]], kind: Kind, verbs: frozenset[str]
 ) -> frozenset[str]:
     """Those of ``verbs`` that the rules allow."""
-    found = granted(rules, kind)
-    return verbs if "*" in found else verbs & found
+    grants = granted(rules, kind)
+    return verbs if "*" in grants else verbs & grants
 
 
 def _aggregated(answer: Mapping[str, Any]) -> Iterator[Kind]:
@@ -182,12 +182,12 @@ def _aggregated(answer: Mapping[str, Any]) -> Iterator[Kind]:
         name = group["metadata"].get("name", "")
         for version in group["versions"]:
             for resource in version.get("resources") or ():
-                made = resource.get("responseKind") or {}
-                if made.get("kind"):
+                response = resource.get("responseKind") or {}
+                if response.get("kind"):
                     yield Kind(
                         name,
                         version["version"],
-                        made["kind"],
+                        response["kind"],
                         resource["resource"],
                         resource["scope"] == "Namespaced",
                         frozenset(resource["verbs"]),
@@ -208,12 +208,12 @@ def _group_versions(answer: Mapping[str, Any]) -> list[str]:
     """Group-versions in the server's order of preference, from a list made before 1.26."""
     if answer.get("kind") == "APIVersions":
         return list(answer["versions"])
-    found = []
+    versions = []
     for group in answer.get("groups") or ():
         preferred = group["preferredVersion"]["groupVersion"]
         rest = [version["groupVersion"] for version in group["versions"]]
-        found += [preferred, *(version for version in rest if version != preferred)]
-    return found
+        versions += [preferred, *(version for version in rest if version != preferred)]
+    return versions
 
 
 def _legacy(group_version: str, listing: Mapping[str, Any]) -> Iterator[Kind]:

@@ -114,16 +114,16 @@ class EventFeed:
         self._recent.clear()
 
     async def _run(self) -> None:
-        shortest, longest = self._timing.events
-        pause = shortest
+        minimum, maximum = self._timing.events
+        pause = minimum
         while True:
-            began, error = time.monotonic(), None
+            start, error = time.monotonic(), None
             try:
                 if not self._version:
-                    first = await self._api.call(
+                    page = await self._api.call(
                         "GET", EVENTS.path(self._namespace), params={"limit": "1"}
                     )
-                    self._version = first["metadata"]["resourceVersion"]
+                    self._version = page["metadata"]["resourceVersion"]
                 await self._watch()
             except Unavailable as failure:
                 error = failure  # what happens meanwhile is heard later: the position is kept
@@ -132,10 +132,10 @@ class EventFeed:
                 # Events are told to the user, nothing depends on them: begin again at "now".
                 self._log.debug("Events of %s: %r", self._namespace, failure)
                 self._version = ""
-            if time.monotonic() - began > longest:
-                pause = shortest
+            if time.monotonic() - start > maximum:
+                pause = minimum
             await asyncio.sleep(max(pause, asked_pause(error)))
-            pause = min(pause * 2, longest)
+            pause = min(pause * 2, maximum)
 
     async def _watch(self) -> None:
         params = {
@@ -158,6 +158,6 @@ class EventFeed:
 
     def _tell(self, event: Event) -> None:
         self._recent.append(event)
-        known = [listener for listener, uids in self._listeners.items() if event.uid in uids]
-        for listener in known or tuple(self._listeners):
+        listeners = [listener for listener, uids in self._listeners.items() if event.uid in uids]
+        for listener in listeners or tuple(self._listeners):
             listener(event)

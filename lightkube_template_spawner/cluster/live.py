@@ -72,17 +72,16 @@ def _without_variables(spec: bytes) -> bytes:
     """Most of a pod, may hold tokens, and nobody asks the store for them."""
     fields = msgspec.json.decode(spec, type=dict[str, msgspec.Raw])
     for group in ("containers", "initContainers"):
-        found = msgspec.json.decode(fields.get(group, b"null"), type=_Containers)
-        for container in found or ():
+        containers = msgspec.json.decode(fields.get(group, b"null"), type=_Containers)
+        for container in containers or ():
             container.pop("env", None)
-        if found:
-            fields[group] = msgspec.Raw(msgspec.json.encode(found))
+        if containers:
+            fields[group] = msgspec.Raw(msgspec.json.encode(containers))
     return msgspec.json.encode(fields)
 
 
-def sharing(texts: dict[str, str], other: dict[str, str]) -> dict[str, str]:
+def sharing(texts: dict[str, str], pool: dict[str, str]) -> dict[str, str]:
     """Equal texts kept once: most labels and annotations are the same on every object of a hub."""
     return {
-        sys.intern(key): other[key] if other.get(key) == text else text
-        for key, text in texts.items()
+        sys.intern(key): pool[key] if pool.get(key) == text else text for key, text in texts.items()
     }

@@ -48,11 +48,15 @@ class _List(msgspec.Struct):
     items: list[dict[str, msgspec.Raw]] | None = None
 
 
+# Who owns what in which store, of all stores of a hub: asked for one owner at every poll.
+Owners = dict[str, dict["Reflector", dict[Key, Live]]]
+
+
 class Reflector:
     """The store of one kind in one namespace (None: all of them), under one label selector.
 
     ``full`` keeps objects whole, not only their metadata. Of what a watch of all namespaces sees,
-    only those ``within`` are shown. ``on_gone`` is called with each object that goes.
+    only that in ``namespaces`` is shown. ``on_gone`` is called with each object that goes.
     """
 
     def __init__(
@@ -63,35 +67,35 @@ class Reflector:
         *,
         selector: str,
         changes: Changes,
+        owners: Owners,
         log: logging.Logger,
         full: bool,
         timing: Timing = DEFAULT,
-        within: set[str] | None = None,
+        namespaces: set[str] | None = None,
         on_gone: Callable[[Live], None] = lambda _: None,
         idle: float = _IDLE,
     ) -> None:
         self.kind = kind
         self.namespace = namespace
         self.full = full
-        self.within = within
+        self._namespaces = namespaces
         self.error: ClusterError | None = None
         self.watching = False  # whether changes come in at present
-        self.relists = 0
         self._api = api
         self._selector = selector
         self._changes = changes
+        self._owners = owners
         self._log = log
         self._on_gone = on_gone
         self._timing = timing
         self._idle = idle
         self._store: dict[Key, Live] = {}
-        self._owners: dict[str, dict[Key, Live]] = {}
         self._latest: Live | None = None
         self._version: str | None = None
         self._synced = False
         self._listed = -math.inf
-        self._silent = -math.inf  # when the API server last gave no usable answer
-        self._heard = 0  # events of the watch at hand
+        self._silence = -math.inf  # when the API server last gave no usable answer
+        self._event_count = 0  # events of the watch at hand
         self._attempt = asyncio.Event()  # set, and replaced, after each attempt to list
         self._hurry = asyncio.Event()
         self._scope = anyio.CancelScope()
@@ -102,12 +106,12 @@ class Reflector:
 
     def of_owner(self, owner: str) -> Iterator[Live]:
         """This owner's objects."""
-        for live in self._owners.get(owner, {}).values():
+        for live in self._owners.get(owner, {}).get(self, {}).values():
             if self._shows(live.meta.namespace):
                 yield live
 
     def _shows(self, namespace: str) -> bool:
-        return self.within is None or namespace in self.within
+        return self._namespaces is None or namespace in self._namespaces
 
     def __len__(self) -> int:
         return len(self._store)
@@ -157,17 +161,17 @@ class Reflector:
     async def _run(self) -> None:
         delay = self._timing.watch[0]
         while True:
-            began, resumed, self._heard = time.monotonic(), self._version is not None, 0
+            start, resumed, self._event_count = time.monotonic(), self._version is not None, 0
             self.error = await self._once()
-            lasted = time.monotonic() - began > _HOT
-            expired = resumed and isinstance(self.error, Expired) and self._listed < began - _HOT
+            lasted = time.monotonic() - start > _HOT
+            expired = resumed and isinstance(self.error, Expired) and self._listed < start - _HOT
             recovering = isinstance(self.error, Unavailable) and self.error.code == 403
-            if lasted or expired or recovering or self._heard:
+            if lasted or expired or recovering or self._event_count:
                 delay = self._timing.watch[0]
             if expired or (lasted and self.error is None):
                 continue
-            jittered = delay * random.uniform(0.5, 1.0)  # noqa: S311
-            await self._pause(max(jittered, asked_pause(self.error)))
+            jitter = delay * random.uniform(0.5, 1.0)  # noqa: S311
+            await self._pause(max(jitter, asked_pause(self.error)))
             refused = isinstance(self.error, Forbidden | NotFound)
             delay = min(delay * 2, _REFUSED if refused else self._timing.watch[1])
 
@@ -191,7 +195,7 @@ class Reflector:
     @property
     def recovering(self) -> bool:
         """Whether the API server has just come back: it may not know our rights yet."""
-        return time.monotonic() - self._silent < self._timing.recovering
+        return time.monotonic() - self._silence < self._timing.recovering
 
     async def _pause(self, seconds: float) -> None:
         """Back off, unless a start is waiting for the first list."""
@@ -210,7 +214,7 @@ class Reflector:
 
     def _failed(self, error: ClusterError) -> ClusterError:
         if isinstance(error, Unavailable):
-            self._silent = time.monotonic()
+            self._silence = time.monotonic()
         elif isinstance(error, Forbidden) and self.recovering:
             error = Unavailable(str(error), code=error.code)
         level = logging.DEBUG if isinstance(error, Expired) else logging.WARNING
@@ -225,7 +229,7 @@ class Reflector:
         attempt.set()
 
     async def _list(self) -> None:
-        found: dict[Key, Live] = {}
+        objects: dict[Key, Live] = {}
         params = {"labelSelector": self._selector, "limit": _PAGE}
         accept = "application/json" if self.full else METADATA_LIST
         while True:
@@ -235,22 +239,19 @@ class Reflector:
             page = msgspec.json.decode(answer, type=_List)
             for fields in page.items or ():
                 live = Live(self.kind, fields, full=self.full)
-                found[live.meta.key] = live
+                objects[live.meta.key] = live
             if not page.metadata.get("continue"):
                 break
             params["continue"] = page.metadata["continue"]
-        before, first = dict(self._store), not self._synced
+        before = dict(self._store)
         self._version = page.metadata["resourceVersion"]
         self._synced, self.error, self._listed = True, None, time.monotonic()
-        self.relists += 1
-        for key in before.keys() - found.keys():
+        for key in before.keys() - objects.keys():
             self._forget(before[key])
-        for key, live in found.items():
+        for key, live in objects.items():
             old = before.get(key)
             if old is None or old.meta.resource_version != live.meta.resource_version:
                 self._remember(live)
-        if first:
-            self._changes.notify_all()
         self._attempted()
 
     async def _watch(self) -> None:
@@ -265,7 +266,7 @@ class Reflector:
             "timeoutSeconds": str(random.randint(*_WATCH_SECONDS)),  # noqa: S311 - spread load
         }
         accept = "application/json" if self.full else METADATA
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             async with self._api.stream(
                 self.kind.path(self.namespace), params=params, accept=accept, idle=self._idle
@@ -277,9 +278,9 @@ class Reflector:
                 async for line in lines:
                     if line:
                         self._handle(msgspec.json.decode(line, type=_Event))
-                        self._heard += 1
+                        self._event_count += 1
         except ClusterError:
-            if self._heard == 0 and time.monotonic() - began >= self._idle:
+            if self._event_count == 0 and time.monotonic() - start >= self._idle:
                 # Silence from the start: perhaps a position the server will never reach.
                 self._version = None
             raise
@@ -307,20 +308,23 @@ class Reflector:
         old = self._store.get(key)
         if old is not None and old.meta.labels.get(OWNER, "") != owner:
             self._forget(old)
-        like = (old or self._latest or live).meta
-        live.meta.labels = sharing(live.meta.labels, like.labels)
-        live.meta.annotations = sharing(live.meta.annotations, like.annotations)
+        sample = (old or self._latest or live).meta
+        live.meta.labels = sharing(live.meta.labels, sample.labels)
+        live.meta.annotations = sharing(live.meta.annotations, sample.annotations)
         self._latest = live
         self._store[key] = live
-        self._owners.setdefault(owner, {})[key] = live
+        self._owners.setdefault(owner, {}).setdefault(self, {})[key] = live
         self._changes.notify(owner)
 
     def _forget(self, live: Live) -> None:
-        known = self._store.pop(live.meta.key, live)
-        owner = known.meta.labels.get(OWNER, "")
-        objects = self._owners.get(owner, {})
+        entry = self._store.pop(live.meta.key, live)
+        owner = entry.meta.labels.get(OWNER, "")
+        stores = self._owners.get(owner, {})
+        objects = stores.get(self, {})
         objects.pop(live.meta.key, None)
         if not objects:
+            stores.pop(self, None)
+        if not stores:
             self._owners.pop(owner, None)
-        self._on_gone(known)
+        self._on_gone(entry)
         self._changes.notify(owner)

@@ -28,7 +28,7 @@ _SILENT = "the API server did not answer in time"
 Limit = Callable[[str], float | None]
 
 # Requests under way, each with the last that was said to it.
-_said: ContextVar[dict[object, str] | None] = ContextVar("said", default=None)
+_words: ContextVar[dict[object, str] | None] = ContextVar("words", default=None)
 _limit: ContextVar[Limit] = ContextVar("limit", default=lambda _: None)
 
 
@@ -39,14 +39,14 @@ def deadline(seconds: float, limit: Limit | None = None) -> Iterator[None]:
     Raises:
         TimeoutError: it is up; the message is empty, or what the API server last said.
     """
-    outer, inner = _said.get(), dict[object, str]()
-    token, limited = _said.set(inner), _limit.set(limit or _limit.get())
+    outer, inner = _words.get(), dict[object, str]()
+    words_token, limit_token = _words.set(inner), _limit.set(limit or _limit.get())
     try:
         with anyio.move_on_after(seconds) as scope:
             yield
     finally:
-        _said.reset(token)
-        _limit.reset(limited)
+        _words.reset(words_token)
+        _limit.reset(limit_token)
         if outer is not None:
             outer.update(inner)  # the outer time may be the one that was up
     if scope.cancelled_caught:
@@ -61,38 +61,38 @@ async def retry(
     Raises:
         ClusterError: an answer that another try would not change.
     """
-    said = _said.get()
-    said = {} if said is None else said
-    this = object()
-    said[this] = _SILENT  # stays there when we are cancelled
-    delay, silent = timing.retry[0], -math.inf
+    words = _words.get()
+    words = {} if words is None else words
+    request = object()
+    words[request] = _SILENT  # stays there when we are cancelled
+    delay, silence = timing.retry[0], -math.inf
     bounded = anyio.current_effective_deadline() < math.inf
     last = math.inf if bounded else anyio.current_time() + timing.unbounded
-    limited: float | None = None  # since when the answer is one of those that get less time
+    limit_start: float | None = None  # since when the answer is one of those that get less time
     while True:
         try:
             answer = await operation()
         except (Unavailable, Forbidden) as error:
             now, worth = anyio.current_time(), _limit.get()(str(error))
             if isinstance(error, Unavailable):
-                silent = now
-            elif now - silent < timing.recovering:
+                silence = now
+            elif now - silence < timing.recovering:
                 delay = timing.retry[0]
             else:
-                del said[this]
+                del words[request]
                 raise
-            said[this] = str(error)
+            words[request] = str(error)
             pause = max(asked_pause(error), delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
-            limited = None if worth is None else limited or now
-            if now + pause > min(last, (limited or last) + (worth or 0.0)):
-                del said[this]
+            limit_start = None if worth is None else limit_start or now
+            if now + pause > min(last, (limit_start or last) + (worth or 0.0)):
+                del words[request]
                 raise
             log.info("Trying again in %.1f s: %s", pause, error)
         except Exception:
-            del said[this]
+            del words[request]
             raise
         else:
-            del said[this]
+            del words[request]
             return answer
         await anyio.sleep(pause)
         delay = min(delay * 2, timing.retry[1])
@@ -100,5 +100,5 @@ async def retry(
 
 def asked_pause(error: Exception | None) -> float:
     """The pause that the API server asked for, spread so that not all come back at once; else 0."""
-    asked = error.retry_after if isinstance(error, Unavailable) else None
-    return min(asked or 0.0, _LONGEST_ASKED) * random.uniform(1, 1.25)  # noqa: S311 - jitter
+    pause = error.retry_after if isinstance(error, Unavailable) else None
+    return min(pause or 0.0, _LONGEST_ASKED) * random.uniform(1, 1.25)  # noqa: S311 - jitter

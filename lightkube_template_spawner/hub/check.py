@@ -46,17 +46,17 @@ async def problems(spawner_class: type[Settings], config: Config, log: logging.L
 
 def unusable(spawner_class: type[Settings], config: Config) -> Iterator[tuple[str, str]]:
     """The name of each configured trait that refuses its value, and a line that says why."""
-    bare = spawner_class.__new__(spawner_class)  # has the traits, and reads no configuration
+    instance = spawner_class.__new__(spawner_class)  # has the traits, and reads no configuration
     for section in reversed(spawner_class.__mro__):
         for name, value in config.get(section.__name__, {}).items():
             if name in spawner_class.class_trait_names(config=True):
                 try:
-                    setattr(bare, name, kubespawner.resolved(bare, name, value))
+                    setattr(instance, name, kubespawner.resolved(instance, name, value))
                 except TraitError as error:
                     yield name, f"c.{section.__name__}.{name} cannot be used: {error}"
     for name, value in kubespawner.inherited(spawner_class, config).items():
         try:
-            setattr(bare, name, kubespawner.resolved(bare, name, value))
+            setattr(instance, name, kubespawner.resolved(instance, name, value))
         except TraitError as error:
             yield name, f"c.KubeSpawner.{name} cannot be used: {error}"
 
@@ -66,12 +66,12 @@ def named(error: TraitError, spawner_class: type[Settings], config: Config | Non
 
     The hub's error page shows its name; the value, which may be secret, is for the log.
     """
-    wrong = dict(unusable(spawner_class, config or Config()))
-    what = f"the setting {next(iter(wrong))!r}" if wrong else "a setting"
-    made = TraitError("; ".join(wrong.values()) or str(error))
+    complaints = dict(unusable(spawner_class, config or Config()))
+    what = f"the setting {next(iter(complaints))!r}" if complaints else "a setting"
+    trait_error = TraitError("; ".join(complaints.values()) or str(error))
     message = f"{what} of {spawner_class.__name__} cannot be used: the hub's log says why"
-    vars(made)["jupyterhub_message"] = message
-    return made
+    vars(trait_error)["jupyterhub_message"] = message
+    return trait_error
 
 
 async def _in_the_cluster(settings: Settings, log: logging.Logger) -> list[str]:
@@ -79,8 +79,8 @@ async def _in_the_cluster(settings: Settings, log: logging.Logger) -> list[str]:
         with deadline(_PATIENCE):
             cluster = settings.open_cluster(log)
             await cluster.discovery.server_version()
-            absent = await _absent_namespaces(cluster, settings)
-            return absent or await _missing_rights(cluster, settings)
+            lines = await _absent_namespaces(cluster, settings)
+            return lines or await _missing_rights(cluster, settings)
     except TimeoutError as error:
         text = f"the API server did not answer within {_PATIENCE:.0f} s: {error}; servers start "
         text += "once it does: check the settings `kubeconfig`, `kube_context`, and the network"
@@ -115,13 +115,13 @@ async def _missing_rights(cluster: Cluster, settings: Settings) -> list[str]:
     """What every start needs; only a rendered template tells the rest."""
     if settings.extra_namespaces:
         return []  # pods may all be elsewhere
-    wanted = {"Pod": LOOK} if settings.template_path else {"Pod": FULL, "Secret": FULL}
+    rights = {"Pod": LOOK} if settings.template_path else {"Pod": FULL, "Secret": FULL}
     needs: Needs = {
         (await cluster.discovery.kind("v1", kind), settings.namespace): verbs
-        for kind, verbs in wanted.items()
+        for kind, verbs in rights.items()
     }
-    missing = await cluster.rights.missing(needs)
-    if not missing:
+    gaps = await cluster.rights.missing(needs)
+    if not gaps:
         return []
     account = await cluster.rights.account()
-    return [" ".join(rbac.explain(missing, account).splitlines())]
+    return [" ".join(rbac.explain(gaps, account).splitlines())]

@@ -38,19 +38,19 @@ def removal(spawner: Any) -> Iterator[None]:
     """
     user, name = spawner.user, str(spawner.name)
     servers = [spawner] if name else list(user.spawners.values())
-    active = [one._log_name for one in servers if one.active]
-    if active:
+    log_names = [server._log_name for server in servers if server.active]
+    if log_names:
         raise RemovalIncomplete(
-            f"nothing was removed: {', '.join(active)} is active; stop it, then remove again"
+            f"nothing was removed: {', '.join(log_names)} is active; stop it, then remove again"
         )
     ends = _ends.setdefault(user, {})
     whole = not name or ends.get("", 0.0) > time.monotonic()
-    kept = {"", name} if whole else {name}
-    ends.update(dict.fromkeys(kept, math.inf))
+    keys = {"", name} if whole else {name}
+    ends.update(dict.fromkeys(keys, math.inf))
     try:
         yield
     finally:
-        ends.update(dict.fromkeys(kept, time.monotonic() + _PAUSE if whole else 0.0))
+        ends.update(dict.fromkeys(keys, time.monotonic() + _PAUSE if whole else 0.0))
 
 
 async def purge(spawner: Any, removal: Removal) -> None:
@@ -77,9 +77,9 @@ async def purge(spawner: Any, removal: Removal) -> None:
 
 
 async def _purge(spawner: Any, removal: Removal) -> None:
-    identity, own = spawner.identity, spawner.record
-    records = [*names.siblings(spawner), *([own] if own else [])]
-    recorded = [name for record in records for name in record.namespaces]
+    identity, record = spawner.identity, spawner.record
+    records = [*names.siblings(spawner), *([record] if record else [])]
+    namespaces = [name for record in records for name in record.namespaces]
     selection: Selection[Meta] = identity.user_selection()
     if spawner.name:
         policies = [Policy.STOPPED, Policy.SERVER_DELETED]
@@ -91,9 +91,9 @@ async def _purge(spawner: Any, removal: Removal) -> None:
     await removal.purge(
         selection.where(is_theirs),
         owner=identity.owner,
-        namespaces=dict.fromkeys([*spawner.named_namespaces, *recorded]),
-        known=merged(*(places for r in records for places in (r.kinds, r.retained))),
-        only=spawner.resource_kinds,
+        namespaces=dict.fromkeys([*spawner.named_namespaces, *namespaces]),
+        known_kinds=merged(*(places for r in records for places in (r.kinds, r.retained))),
+        only_kinds=spawner.resource_kinds,
         cluster_kinds=spawner.cluster_kinds,
         timeout=spawner.stop_timeout,
     )

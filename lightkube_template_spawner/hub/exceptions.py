@@ -44,25 +44,25 @@ def reason(error: SpawnerError, rules: FailureRules) -> str:
 
 def mended(message: str) -> str:
     """With the way out, where the API server only says what is missing."""
-    absent = _NO_NAMESPACE.search(message)
-    if absent is None:
+    match = _NO_NAMESPACE.search(message)
+    if match is None:
         return message
     return (
-        f"{message}: create it with `kubectl create namespace {absent[1]}`, or set the trait "
+        f"{message}: create it with `kubectl create namespace {match[1]}`, or set the trait "
         "`namespace` to another"
     )
 
 
 def make(message: str, reason: str, status: int) -> web.HTTPError:
     """A SpawnException; on JupyterHub 5, which has none and counts every failure, an HTTPError."""
-    raised: web.HTTPError
+    exception: web.HTTPError
     if hasattr(hub_spawner, "SpawnException"):
-        raised = hub_spawner.SpawnException(message, reason=reason, status_code=status)
+        exception = hub_spawner.SpawnException(message, reason=reason, status_code=status)
     else:
-        raised = web.HTTPError(status, "%s", message)
+        exception = web.HTTPError(status, "%s", message)
     # The spawn page reads this attribute, whatever the exception.
-    vars(raised)["jupyterhub_message"] = message
-    return raised
+    vars(exception)["jupyterhub_message"] = message
+    return exception
 
 
 @contextmanager

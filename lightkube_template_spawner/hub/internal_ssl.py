@@ -82,13 +82,15 @@ def foreseen(
     Raises:
         ManifestError: there is no one connection object.
     """
-    marked = [
+    manifests = [
         document.manifest
         for document in parsing.parse(documents)
         if connection.is_connection(document.manifest, route.annotation_key)
     ]
-    connection.only_one((str(ObjectRef.of(one)) for one in marked), route.annotation_key)
-    host = connection.foreseen_host(marked[0], route, namespace)
+    connection.only_one(
+        (str(ObjectRef.of(manifest)) for manifest in manifests), route.annotation_key
+    )
+    host = connection.foreseen_host(manifests[0], route, namespace)
     return (_alt_name(host),) if host else ()
 
 
@@ -98,28 +100,28 @@ async def wanted(spawner: Any, documents: Mapping[str, parsing.Source]) -> tuple
     Raises:
         ManifestError: there are none, or there is no one connection object.
     """
-    given = spawner.ssl_alt_names
-    given = given(spawner) if callable(given) else given
-    configured = await given if inspect.isawaitable(given) else given
-    known = foreseen(documents, spawner.route, spawner.namespace)
-    return names(known, configured, local=spawner.ssl_alt_names_include_local)
+    setting = spawner.ssl_alt_names
+    setting = setting(spawner) if callable(setting) else setting
+    alt_names = await setting if inspect.isawaitable(setting) else setting
+    hosts = foreseen(documents, spawner.route, spawner.namespace)
+    return names(hosts, alt_names, local=spawner.ssl_alt_names_include_local)
 
 
 def names(
-    foreseen: Sequence[str], configured: Collection[str], *, local: bool = False
+    hosts: Sequence[str], alt_names: Collection[str], *, local: bool = False
 ) -> tuple[str, ...]:
     """All names of a server's certificate.
 
     Raises:
         ManifestError: there are none.
     """
-    if not foreseen and not configured:
+    if not hosts and not alt_names:
         raise ManifestError(
             "with internal_ssl the server's name must be known before the server starts: put the "
             "connection annotation on a Service and leave `service_address` at `dns`, or write "
             "all names into `ssl_alt_names`"
         )
-    return tuple(dict.fromkeys([*(_LOCAL if local else ()), *configured, *foreseen]))
+    return tuple(dict.fromkeys([*(_LOCAL if local else ()), *alt_names, *hosts]))
 
 
 async def issue(
@@ -139,10 +141,10 @@ def _issue(
     from certipy import Certipy
 
     with _writing:
-        made = Certipy(store_dir=location).create_signed_pair(
+        pair = Certipy(store_dir=location).create_signed_pair(
             subject, _AUTHORITY, alt_names=list(alt_names), overwrite=True
         )
-    files = made["files"]
+    files = pair["files"]
     return {
         "keyfile": str(files["key"]),
         "certfile": str(files["cert"]),

@@ -41,9 +41,9 @@ def inherit(spawner: Any) -> None:
 
 def inherited(spawner_class: type[Any], config: Config) -> dict[str, Any]:
     """Those settings, as the configuration has them."""
-    theirs = config.get("KubeSpawner", {})
-    own = _own(spawner_class, config)
-    return {name: theirs[name] for name in _INHERITED if name in theirs and name not in own}
+    section = config.get("KubeSpawner", {})
+    names = _own(spawner_class, config)
+    return {name: section[name] for name in _INHERITED if name in section and name not in names}
 
 
 def resolved(spawner: Any, name: str, value: Any) -> Any:
@@ -57,13 +57,13 @@ def resolved(spawner: Any, name: str, value: Any) -> Any:
 
 def plain(config: Config) -> dict[str, Any]:
     """KubeSpawner's settings as JSON; what is none (callables, client objects) is left out."""
-    found = {}
+    settings = {}
     for name, value in config.get("KubeSpawner", {}).items():
         try:
-            found[name] = json.loads(json.dumps(value))
+            settings[name] = json.loads(json.dumps(value))
         except (TypeError, ValueError):
             continue
-    return found
+    return settings
 
 
 def unread(spawner_class: type[Any], config: Config, chart: Mapping[str, bytes]) -> list[str]:
@@ -73,13 +73,13 @@ def unread(spawner_class: type[Any], config: Config, chart: Mapping[str, bytes])
     """
     idle = set(config.get("KubeSpawner", {})) - set(_INHERITED) - _own(spawner_class, config)
     values = plain(config)
-    named = _named(idle & values.keys(), chart)
-    ours = idle & set(spawner_class.class_trait_names(config=True)) - named
-    rest = idle - named - ours
+    template_names = _named(idle & values.keys(), chart)
+    traits = idle & set(spawner_class.class_trait_names(config=True)) - template_names
+    rest = idle - template_names - traits
     data, code = sorted(rest & values.keys()), sorted(rest - values.keys())
     parts = []
-    if ours:
-        parts.append(f"{_list(ours)} (set as c.{spawner_class.__name__}.{min(ours)})")
+    if traits:
+        parts.append(f"{_list(traits)} (set as c.{spawner_class.__name__}.{min(traits)})")
     if data:
         parts.append(
             f"{_list(data)} (a chart can read them, as `.Values.kubespawner.{data[0]}`; this one "

@@ -63,13 +63,13 @@ def is_anothers(spawner: Any, meta: Meta) -> bool:
     session = object_session(spawner.orm_spawner)
     if not userid.isdigit() or int(userid) == spawner.user.id or session is None:
         return False
-    other = session.get(orm.User, int(userid))
-    if other is None or not meta.creation_timestamp:
+    user = session.get(orm.User, int(userid))
+    if user is None or not meta.creation_timestamp:
         return False
-    made = datetime.fromisoformat(meta.creation_timestamp)
+    creation = datetime.fromisoformat(meta.creation_timestamp)
     # Kubernetes counts whole seconds: one who came in that very second may be who it was made for.
-    came = other.created.replace(microsecond=0, tzinfo=None)
-    return bool(came <= made.replace(tzinfo=None))
+    arrival = user.created.replace(microsecond=0, tzinfo=None)
+    return bool(arrival <= creation.replace(tzinfo=None))
 
 
 def pin(spawner: Any, identity: Identity, namespace: str) -> None:
@@ -88,8 +88,10 @@ def pin(spawner: Any, identity: Identity, namespace: str) -> None:
 
 def siblings(spawner: Any) -> list[Record]:
     """What the database knows of this user's other servers."""
-    others = spawner.user.orm_user.orm_spawners.values()
-    states = [other.state for other in others if other is not spawner.orm_spawner]
+    orm_spawners = spawner.user.orm_user.orm_spawners.values()
+    states = [
+        orm_spawner.state for orm_spawner in orm_spawners if orm_spawner is not spawner.orm_spawner
+    ]
     records = map(Record.of_spawner, states)
     return [record for record in records if record is not None]
 
@@ -105,7 +107,7 @@ def _is_taken(spawner: Any, instance: str, name: str) -> bool:
     if session is None:
         return False
     state = literal_column("spawners.state", Text)  # the text: the hub's type reads JSON
-    others = session.scalars(
+    states = session.scalars(
         select(state)
         .select_from(orm.Spawner)
         .where(
@@ -113,7 +115,7 @@ def _is_taken(spawner: Any, instance: str, name: str) -> bool:
             state.contains(f'"username": {json.dumps(name)}', autoescape=True),
         )
     )
-    records = [Record.of_spawner(json.loads(other)) for other in others]
+    records = [Record.of_spawner(json.loads(text)) for text in states]
     return any(
         record is not None
         and (record.identity.instance, record.identity.username) == (instance, name)

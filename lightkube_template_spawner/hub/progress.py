@@ -17,14 +17,14 @@ class ProgressLog:
         self._entries: list[dict[str, Any]] = []
         self._percent = 0
         self.closed = False
-        self._changed = asyncio.Event()
+        self._change = asyncio.Event()
 
     def tell(self, message: str, percent: int) -> None:
         """Add a message; each one beyond ``percent`` comes a little closer to the end."""
         if self.closed or len(self._entries) >= _KEPT:
             return
-        nearer = self._percent + max(1, (_ALMOST - self._percent) // 10)
-        self._percent = min(_ALMOST, max(percent, nearer))
+        advance = self._percent + max(1, (_ALMOST - self._percent) // 10)
+        self._percent = min(_ALMOST, max(percent, advance))
         self._entries.append({"progress": self._percent, "message": message})
         self._wake()
 
@@ -34,8 +34,8 @@ class ProgressLog:
         self._wake()
 
     def _wake(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        event, self._change = self._change, asyncio.Event()
+        event.set()
 
     async def read(self) -> AsyncIterator[dict[str, Any]]:
         """All messages from the first on, then the new ones as they come.
@@ -44,10 +44,10 @@ class ProgressLog:
         """
         position = 0
         while True:
-            changed = self._changed
+            event = self._change
             while position < len(self._entries):
                 yield self._entries[position]
                 position += 1
             if self.closed:
                 return
-            await changed.wait()
+            await event.wait()

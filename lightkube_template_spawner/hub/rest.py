@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lightkube_template_spawner.errors import ConfigurationError, HubError
-from lightkube_template_spawner.lifecycle.orphans import Known, Server
+from lightkube_template_spawner.lifecycle.orphans import KnownServer, Roster
 
 SCOPES = ("admin:server_state", "list:users", "read:servers")
 _TRIES = 5
@@ -37,24 +37,24 @@ class HubApi:
         self._patience = patience
         self._tls = _tls(environment) if self._url.startswith("https:") else None
 
-    def read(self, known: Known) -> Known:
-        """``known`` with every user and server of the hub.
+    def read(self, roster: Roster) -> Roster:
+        """``roster`` with every user and server of the hub.
 
         Raises:
             HubError: the hub does not answer, or does not show everything.
         """
         self._check_scopes()
         for model in self._users():
-            known.add(model["name"], [_server(model["name"], s) for s in _servers(model)])
-        return known
+            roster.add(model["name"], [_server(model["name"], s) for s in _servers(model)])
+        return roster
 
     def _check_scopes(self) -> None:
         """A token for a part of the users would make orphans of all others."""
-        granted = self._get("user").get("scopes") or ()
-        missing = [scope for scope in SCOPES if scope not in granted]
-        if missing:
+        scopes = self._get("user").get("scopes") or ()
+        gaps = [scope for scope in SCOPES if scope not in scopes]
+        if gaps:
             raise HubError(
-                f"the token lacks {', '.join(missing)}, for all users: without it nobody can tell "
+                f"the token lacks {', '.join(gaps)}, for all users: without it nobody can tell "
                 "who is unknown; add it to the service's role in JupyterHub.load_roles"
             )
 
@@ -72,22 +72,22 @@ class HubApi:
         One who is deleted meanwhile shifts those behind, and the one at the border of two pages
         would be missed; so pages overlap by one user.
         """
-        seen, last = 0, ""
+        count, last = 0, ""
         while True:
-            offset = max(0, seen - 1)
+            offset = max(0, count - 1)
             query = f"include_stopped_servers=1&offset={offset}&limit={_PAGE}"
             page = self._get(f"users?{query}")
             try:
                 items, total = page["items"], page["_pagination"]["total"]
             except (KeyError, TypeError):
                 raise HubError("the hub does not give its users in pages") from None
-            if seen:
+            if count:
                 if not items or items[0]["name"] != last:
                     raise _Shifted
                 items = items[1:]
             yield from items
-            seen += len(items)
-            if seen >= total:
+            count += len(items)
+            if count >= total:
                 return
             if not items:
                 raise HubError("pages hold one user: raise JupyterHub.api_page_max_limit")
@@ -126,10 +126,10 @@ def _servers(model: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list(model["servers"].values())
 
 
-def _server(user: str, model: Mapping[str, Any]) -> Server:
+def _server(user: str, model: Mapping[str, Any]) -> KnownServer:
     if "state" not in model:
         raise HubError(f"the hub does not show the state of {user!r}'s server {model['name']!r}")
-    return Server(model["name"], not model["stopped"], model["state"])
+    return KnownServer(model["name"], not model["stopped"], model["state"])
 
 
 def _tls(environment: Mapping[str, str]) -> ssl.SSLContext:

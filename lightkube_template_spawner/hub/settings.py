@@ -40,9 +40,9 @@ _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 def default_chart() -> Path:
     """The packaged chart: inside an installed package, beside it in a checkout."""
-    here = Path(__file__).parents[1]
-    installed = here / "charts" / "user-server"
-    return installed if installed.exists() else here.parent / "charts" / "user-server"
+    package = Path(__file__).parents[1]
+    chart = package / "charts" / "user-server"
+    return chart if chart.exists() else package.parent / "charts" / "user-server"
 
 
 def _own_namespace() -> str:
@@ -455,13 +455,15 @@ class Settings(Configurable):
                 "trusted_values was a list of paths and is now a dictionary that says what may be "
                 f'chosen there, such as {{"{value[0]}": ["small", "large"]}}'
             )
-        for name, allowed in dict(value).items():
-            if not isinstance(allowed, list | tuple):
+        for name, choices in dict(value).items():
+            if not isinstance(choices, list | tuple):
                 raise TraitError(
                     f"trusted_values: {name!r} needs a list of what may be chosen there, not "
-                    f"{type(allowed).__name__}"
+                    f"{type(choices).__name__}"
                 )
-        return {_path("trusted_values", name): list(few) for name, few in dict(value).items()}
+        return {
+            _path("trusted_values", name): list(choices) for name, choices in dict(value).items()
+        }
 
     @validate("failure_rules")
     def _valid_failure_rules(self, proposal: Any) -> dict[str, Any]:
@@ -515,8 +517,8 @@ class Settings(Configurable):
     @property
     def named_namespaces(self) -> list[str]:
         """Where users' objects may be, as far as the settings name it without a pattern."""
-        literal = [name for name in self.extra_namespaces if not set(name) & set("*?[")]
-        return [self.namespace, *literal]
+        names = [name for name in self.extra_namespaces if not set(name) & set("*?[")]
+        return [self.namespace, *names]
 
     @property
     def template(self) -> Path:

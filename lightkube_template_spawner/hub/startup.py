@@ -30,38 +30,38 @@ from lightkube_template_spawner.errors import SpawnerError
 from lightkube_template_spawner.hub import database
 from lightkube_template_spawner.hub.check import problems
 from lightkube_template_spawner.hub.settings import Settings
-from lightkube_template_spawner.lifecycle.orphans import Known, Server
+from lightkube_template_spawner.lifecycle.orphans import KnownServer, Roster
 from lightkube_template_spawner.lifecycle.record import Record
-from lightkube_template_spawner.lifecycle.sweep import Found, Sweep
+from lightkube_template_spawner.lifecycle.sweep import Survey, Sweep
 
 _PATIENCE = 1.0  # seconds between two looks at whether the hub has started
 _PAGE = 200  # users read at once: the hub's loop must not wait for more
 _SHOWN = 20
 _SHORT = 3  # seconds for which nobody minds a hub that does not answer
-_seen: list[Any] = []  # hubs of this process
-_waiting: list[Any] = []  # those of which it was said that they wait
-_running: set[asyncio.Task[None]] = set()  # the loop itself holds no reference
+_hubs: list[Any] = []  # hubs of this process
+_waiting_hubs: list[Any] = []  # those of which it was said that they wait
+_tasks: set[asyncio.Task[None]] = set()  # the loop itself holds no reference
 
 
 def when_hub_has_started(spawner_class: type[Settings]) -> None:
     """Finish stops and report orphans once this process's hub has started, if it uses the class."""
     app = _hub()
-    if app is None or app in _seen:
+    if app is None or app in _hubs:
         return
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return
-    _seen.append(app)
+    _hubs.append(app)
 
     def check() -> None:
         if app.http_server is None:
             loop.call_later(_PATIENCE, check)
         elif issubclass(app.spawner_class, spawner_class):
-            for part, failed in _PARTS.items():
-                task = loop.create_task(_guarded(app, part, failed))
-                _running.add(task)
-                task.add_done_callback(_running.discard)
+            for part, message in _PARTS.items():
+                task = loop.create_task(_guarded(app, part, message))
+                _tasks.add(task)
+                task.add_done_callback(_tasks.discard)
 
     loop.call_later(_PATIENCE, check)
 
@@ -78,12 +78,12 @@ def explain_wait(server: str, log: logging.Logger) -> None:
     Until then it answers nobody; a server that meets it meanwhile tries again later and later.
     """
     app = _hub()
-    if app is None or app.http_server is not None or app in _waiting:
+    if app is None or app.http_server is not None or app in _waiting_hubs:
         return
     limit = app.init_spawners_timeout
     if 0 <= limit <= _SHORT:
         return
-    _waiting.append(app)
+    _waiting_hubs.append(app)
     log.warning(
         "The hub does not answer until %s, which is still starting, is ready%s: set "
         "c.JupyterHub.init_spawners_timeout = 1 in its configuration",
@@ -99,13 +99,13 @@ def age(entry: orm.Spawner) -> float:
     return float(time.time() - entry.started.replace(tzinfo=UTC).timestamp())
 
 
-async def _guarded(app: Any, part: Callable[[Any], Awaitable[None]], failed: str) -> None:
+async def _guarded(app: Any, part: Callable[[Any], Awaitable[None]], message: str) -> None:
     """The hub goes on without what fails here."""
     try:
         await part(app)
     except Exception as error:
         expected = isinstance(error, SpawnerError | TraitError | OSError)
-        app.log.warning("%s: %s", failed, error, exc_info=not expected)
+        app.log.warning("%s: %s", message, error, exc_info=not expected)
 
 
 async def _tidy(app: Any) -> None:
@@ -141,7 +141,7 @@ async def finish_stops(app: Any) -> None:
             orm.Spawner.server_id.is_(None), text.contains('"live": true')
         )
     )
-    unfinished = [row[:2] for row in rows if _lives(json.loads(row[2]))]
+    servers = [row[:2] for row in rows if _lives(json.loads(row[2]))]
 
     async def finish(server: tuple[int, str]) -> None:
         user, name = server
@@ -159,7 +159,7 @@ async def finish_stops(app: Any) -> None:
         finally:
             spawner._check_pending = False
 
-    await gather(finish, unfinished)
+    await gather(finish, servers)
 
 
 def _lives(state: dict[str, Any]) -> bool:
@@ -167,23 +167,23 @@ def _lives(state: dict[str, Any]) -> bool:
     return record is not None and record.live
 
 
-async def report(settings: Settings, db: Any, log: logging.Logger) -> Found:
+async def report(settings: Settings, db: Any, log: logging.Logger) -> Survey:
     """Look for orphans and log them: one line each, up to a number, and a summary.
 
     Raises:
         SpawnerError: the cluster could not be asked.
     """
 
-    async def ask() -> Known:
-        return await known_to(db, Known(settings.instance_name, settings.lifecycle_annotation_key))
+    async def ask() -> Roster:
+        return await known_to(db, Roster(settings.instance_name, settings.lifecycle_annotation_key))
 
-    found = await Sweep(settings.open_cluster(log), ask, log).find(
+    survey = await Sweep(settings.open_cluster(log), ask, log).find(
         settings.named_namespaces, cluster_kinds=settings.cluster_kinds
     )
-    for orphan in found.orphans[:_SHOWN]:
+    for orphan in survey.orphans[:_SHOWN]:
         log.warning("Orphan: %s", orphan)
-    if found.orphans:
-        number = len(found.orphans)
+    if survey.orphans:
+        number = len(survey.orphans)
         log.warning(
             "%d object%s of instance %r in the cluster %s nobody whom this hub knows; nothing was "
             "deleted: look with `%s`, and read its --help",
@@ -193,10 +193,10 @@ async def report(settings: Settings, db: Any, log: logging.Logger) -> Found:
             "belongs to" if number == 1 else "belong to",
             command(settings),
         )
-    for text in found.failed:
+    for text in survey.failures:
         log.warning("Orphans were not looked for among %s", text)
-    log.info("Looked for orphans among %d kinds: %d", found.kinds, len(found.orphans))
-    return found
+    log.info("Looked for orphans among %d kinds: %d", survey.kinds, len(survey.orphans))
+    return survey
 
 
 def command(settings: Settings) -> str:
@@ -204,33 +204,33 @@ def command(settings: Settings) -> str:
     words = ["lightkube-template-spawner", "orphans", f"--instance={settings.instance_name}"]
     words += [f"--namespace={name}" for name in settings.named_namespaces]
     words += [f"--cluster-kind={name}" for name in settings.cluster_kinds]
-    given = {
+    options = {
         "--kubeconfig": settings.kubeconfig or os.environ.get("KUBECONFIG", ""),
         "--context": settings.kube_context,
         "--lifecycle-key": settings.lifecycle_annotation_key,
     }
-    words += [f"{option}={value}" for option, value in given.items() if value]
+    words += [f"{option}={value}" for option, value in options.items() if value]
     return shlex.join(words)
 
 
-async def known_to(db: Any, known: Known) -> Known:
-    """``known`` with every user and server of the hub's database, read in small pieces."""
+async def known_to(db: Any, roster: Roster) -> Roster:
+    """``roster`` with every user and server of the hub's database, read in small pieces."""
     last = 0
     while True:
         page = select(orm.User.id, orm.User.name).where(orm.User.id > last)
         users = db.execute(page.order_by(orm.User.id).limit(_PAGE)).all()
         if not users:
-            return known
+            return roster
         first, last = users[0][0], users[-1][0]
         text = literal_column("spawners.state", Text)  # the hub's own type cannot be cached
         columns = select(orm.Spawner.user_id, orm.Spawner.name, orm.Spawner.server_id, text)
-        servers: dict[int, list[Server]] = {}
+        servers: dict[int, list[KnownServer]] = {}
         for owner, name, server, state in db.execute(
             columns.where(orm.Spawner.user_id.between(first, last))
         ):
             servers.setdefault(owner, []).append(
-                Server(name, server is not None, json.loads(state or "{}"))
+                KnownServer(name, server is not None, json.loads(state or "{}"))
             )
         for number, name in users:
-            known.add(name, servers.get(number, ()))
+            roster.add(name, servers.get(number, ()))
         await asyncio.sleep(0)

@@ -110,14 +110,14 @@ class Applier:
                 f"{labels.get(self._contract.lifecycle_key)}) and is now rendered as "
                 f"{Policy.STOPPED}: delete it by hand, or keep its lifecycle"
             )
-        found = Record(
+        record = Record(
             self._identity,
             self._contract.namespace,
             kinds={str(kind): (item.namespace,)},
             live=True,
         )
         removal = Removal(self._cluster, self._log)
-        await removal.stop(found, self._contract.lifecycle_key, timeout=_CLEARING)
+        await removal.stop(record, self._contract.lifecycle_key, timeout=_CLEARING)
 
     def _refuse_other_servers(self, item: Planned, metadata: Mapping[str, Any]) -> None:
         server = (metadata.get("labels") or {}).get(SERVERNAME)
@@ -130,8 +130,8 @@ class Applier:
 
     async def _hold(self, kind: Kind, item: Planned) -> dict[str, Any]:
         """Create a retained object, or bring the one that we hold to the new intent."""
-        known = self._cluster.known(str(kind), item.namespace, item.name)
-        live = known.as_dict() if known else None
+        stored = self._cluster.find(item.ref)
+        live = stored.as_dict() if stored else None
         for _ in range(_TRIES):
             if live is None:
                 try:
@@ -140,9 +140,9 @@ class Applier:
                     live = dict(error.live)
                 except Conflict:
                     continue  # it went while we looked
-            taken = await self._take(kind, item, live)
-            if taken is not None:
-                return taken
+            result = await self._take(kind, item, live)
+            if result is not None:
+                return result
             live = None
         raise StartFailed(f"{item.reference} was deleted or replaced while it was applied")
 
@@ -151,15 +151,15 @@ class Applier:
         metadata = live["metadata"]
         claim = item.kind == CLAIM
         remembered = claim and item.name == self._contract.former_pvc
-        related = ownership.relation(metadata, self._identity, remembered=remembered)
-        if related is Relation.FOREIGN:
+        relation = ownership.relation(metadata, self._identity, remembered=remembered)
+        if relation is Relation.FOREIGN:
             raise _foreign(item, metadata)
         if metadata.get("deletionTimestamp"):
             await self._until_gone(kind, metadata)
             return None
-        if related is Relation.FORMER and self._contract.adopt_retained:
+        if relation is Relation.FORMER and self._contract.adopt_retained:
             return await self._adopt(kind, item, metadata["uid"])
-        if related is Relation.FORMER:
+        if relation is Relation.FORMER:
             self._log.warning(
                 "%s was made by a former spawner: it is used as it is, not written, and not "
                 "deleted with the user; `adopt_retained` takes such objects over",
@@ -174,12 +174,12 @@ class Applier:
 
     async def _until_gone(self, kind: Kind, metadata: Mapping[str, Any]) -> None:
         """Applying onto what is being deleted succeeds, and it vanishes all the same."""
-        found = kind, msgspec.convert(metadata, Meta)
+        target = kind, msgspec.convert(metadata, Meta)
         with anyio.move_on_after(self._cluster.timing.going):
-            await Removal(self._cluster, self._log).gone(found)
+            await Removal(self._cluster, self._log).gone(target)
             return
         raise StartFailed(
-            f"{held(found)} is being deleted: start again when it is gone; its contents go with it"
+            f"{held(target)} is being deleted: start again when it is gone; its contents go with it"
         )
 
     async def _adopt(self, kind: Kind, item: Planned, uid: str) -> dict[str, Any]:
@@ -193,8 +193,8 @@ class Applier:
             self._log.warning(
                 "%s keeps its present state but for its labels: %s", item.reference, error
             )
-            bare = {key: item.manifest[key] for key in ("apiVersion", "kind", "metadata")}
-            return await take(replace(item, manifest=bare))
+            manifest = {key: item.manifest[key] for key in ("apiVersion", "kind", "metadata")}
+            return await take(replace(item, manifest=manifest))
 
     async def _update(self, kind: Kind, item: Planned, uid: str) -> dict[str, Any] | None:
         """Apply the new intent to our own object; what refuses it is kept; None when it is gone.
@@ -202,15 +202,15 @@ class Applier:
         A field that somebody else has changed since is left to them, and the rest is applied.
         """
         hold = partial(self._cluster.apply_held, kind, identity=self._identity, uid=uid)
-        kept: dict[str, str] = {}
+        conflicts: dict[str, str] = {}
         try:
             try:
                 return await self._with_known_fields(item, hold)
             except Conflict as error:
-                kept = {cause["field"]: cause["message"] for cause in error.causes}
-                if not kept:
+                conflicts = {cause["field"]: cause["message"] for cause in error.causes}
+                if not conflicts:
                     raise
-                rest = replace(item, manifest=schema.without(item.manifest, [*kept]))
+                rest = replace(item, manifest=schema.without(item.manifest, [*conflicts]))
                 live = await self._with_known_fields(rest, hold)
         except (Conflict, Invalid, Forbidden) as error:
             # Forbidden: admission says so of a class that cannot grow volumes, or a quota is full.
@@ -227,7 +227,7 @@ class Applier:
             "%s keeps its present state where it was changed by hand or by a controller: %s; the "
             "rest of the template's change was applied",
             item.reference,
-            "; ".join(f"{field} ({why})" for field, why in kept.items()),
+            "; ".join(f"{field} ({why})" for field, why in conflicts.items()),
         )
         return live
 
@@ -242,10 +242,10 @@ class Applier:
         try:
             return dict(await put(item))
         except Invalid as error:
-            unknown = schema.undeclared(str(error))
-            if not unknown:
+            paths = schema.undeclared(str(error))
+            if not paths:
                 raise
-            for path in unknown:
+            for path in paths:
                 self._log.warning(
                     "%s (%s): the field %s is not part of a %s and was left out; correct the "
                     "template",
@@ -254,7 +254,7 @@ class Applier:
                     path,
                     item.kind[1],
                 )
-            return dict(await put(replace(item, manifest=schema.without(item.manifest, unknown))))
+            return dict(await put(replace(item, manifest=schema.without(item.manifest, paths))))
 
 
 async def _once_accepted(put: Callable[[], Awaitable[T]]) -> T:

@@ -185,30 +185,30 @@ class Course:
 
     def troubles(self, symptoms: Iterable[Symptom], now: float) -> list[Trouble]:
         """What is wrong now, that whose grace ends first in front."""
-        since: dict[tuple[str, str], float] = {}
-        found = []
+        starts: dict[tuple[str, str], float] = {}
+        troubles = []
         for symptom in symptoms:
             rule = self._rules.match(symptom)
             if rule is not None:
                 # By reason: a pull that fails and its back-off are one trouble.
                 key = symptom.subject, rule.reason
-                since[key] = self._since.get(key, now)
-                found.append(Trouble(symptom, rule, since[key]))
-        self._since = since
-        return sorted(found, key=lambda trouble: trouble.due)
+                starts[key] = self._since.get(key, now)
+                troubles.append(Trouble(symptom, rule, starts[key]))
+        self._since = starts
+        return sorted(troubles, key=lambda trouble: trouble.due)
 
 
 def of_pod(reference: str, pod: Live, heard: tuple[str, ...] = ()) -> Iterator[Symptom]:
     """What a pod's own status says; ``heard`` is what recent events said of it."""
     if pod["metadata"].get("deletionTimestamp"):
         return
-    placed = condition(pod, "PodScheduled")
+    scheduling = condition(pod, "PodScheduled")
     gates = [str(gate.get("name")) for gate in (pod.get("spec") or {}).get("schedulingGates") or ()]
     if gates:
         words = f"SchedulingGated: it waits in the queue, held by {', '.join(gates)}"
         yield Symptom(QUEUE, reference, words)
-    elif placed.get("status") == "False" and placed.get("reason") != "SchedulingGated":
-        words = sentence(placed, "Unschedulable")
+    elif scheduling.get("status") == "False" and scheduling.get("reason") != "SchedulingGated":
+        words = sentence(scheduling, "Unschedulable")
         yield Symptom(SCHEDULING, reference, words, heard=heard)
     elif unnoticed(pod):
         name = (pod.get("spec") or {}).get("schedulerName") or "default-scheduler"
@@ -236,8 +236,8 @@ def of_controller(reference: str, live: Live) -> Iterator[Symptom]:
 def unnoticed(pod: Live) -> bool:
     """Whether neither a scheduler nor a kubelet has said anything of it."""
     status = pod.get("status") or {}
-    known = status.get("conditions") or status.get("containerStatuses")
-    return not known and not (pod.get("spec") or {}).get("nodeName")
+    signs = status.get("conditions") or status.get("containerStatuses")
+    return not signs and not (pod.get("spec") or {}).get("nodeName")
 
 
 def scheduled(pod: Live) -> bool:
@@ -291,7 +291,7 @@ def _table(changes: object) -> dict[str, Rule]:
         raise ValueError(  # noqa: TRY004 - all that is wrong with it is one error
             f"it is a {type(changes).__name__}, not a dictionary of rules by name"
         )
-    added: dict[str, Rule] = {}
+    additions: dict[str, Rule] = {}
     table = dict(DEFAULTS)
     for name, row in changes.items():
         if row is None and name in table:
@@ -299,8 +299,8 @@ def _table(changes: object) -> dict[str, Rule]:
         elif name in table:
             table[name] = _row(name, row, DEFAULTS[name])
         else:
-            added[str(name)] = _row(name, row, None)
-    return {**added, **table}
+            additions[str(name)] = _row(name, row, None)
+    return {**additions, **table}
 
 
 def _row(name: object, row: object, default: Rule | None) -> Rule:
@@ -309,32 +309,32 @@ def _row(name: object, row: object, default: Rule | None) -> Rule:
         raise ValueError(  # noqa: TRY004
             f"rule {name!r} is {row!r}, not a dictionary with some of {_list(keys)}"
         )
-    unknown = [key for key in row if key not in keys]
-    if unknown:
-        raise ValueError(f"rule {name!r} has no key {unknown[0]!r}: its keys are {_list(keys)}")
+    extras = [key for key in row if key not in keys]
+    if extras:
+        raise ValueError(f"rule {name!r} has no key {extras[0]!r}: its keys are {_list(keys)}")
     if default is None:
-        lacks = [key for key in keys[:4] if key not in row]
-        if lacks:
+        gaps = [key for key in keys[:4] if key not in row]
+        if gaps:
             raise ValueError(
-                f"rule {name!r} lacks {_list(lacks)}; the names of the default rules are "
+                f"rule {name!r} lacks {_list(gaps)}; the names of the default rules are "
                 + _list(DEFAULTS)
             )
         default = Rule((), "", "", None)
-    given = dict(row)
-    if isinstance(given.get("where"), str):
-        given["where"] = [given["where"]]
-    if isinstance(given.get("where"), list):
-        given["where"] = tuple(given["where"])
-    rule = replace(default, **given)
+    values = dict(row)
+    if isinstance(values.get("where"), str):
+        values["where"] = [values["where"]]
+    if isinstance(values.get("where"), list):
+        values["where"] = tuple(values["where"])
+    rule = replace(default, **values)
     for key, value in asdict(rule).items():
-        wanted = _WANTED[key](value)
-        if wanted:
-            raise ValueError(f"rule {name!r}: {key} is {value!r}, not {wanted}")
+        complaint = _CHECKS[key](value)
+        if complaint:
+            raise ValueError(f"rule {name!r}: {key} is {value!r}, not {complaint}")
     return rule
 
 
 def _where(value: object) -> str:
-    right = isinstance(value, tuple) and value and all(one in WHERE for one in value)
+    right = isinstance(value, tuple) and value and all(place in WHERE for place in value)
     return "" if right else f"one or several of {_list(WHERE)}"
 
 
@@ -362,7 +362,7 @@ def _restarts(value: object) -> str:
     return "" if right else "a number of restarts"
 
 
-_WANTED = {
+_CHECKS = {
     "where": _where,
     "pattern": _pattern,
     "reason": _reason,

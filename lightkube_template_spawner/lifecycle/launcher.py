@@ -50,7 +50,9 @@ class Launcher:
     tell: Tell
     limits: failures.FailureRules = field(default_factory=failures.FailureRules)
     force_lost: bool = False  # delete what a lost node keeps, as `Removal` does
-    another: Callable[[Meta], bool] = lambda _: False  # was it made for another user of this hub?
+    is_anothers: Callable[[Meta], bool] = lambda _: (
+        False
+    )  # was it made for another user of this hub?
 
     async def launch(
         self,
@@ -79,7 +81,7 @@ class Launcher:
                 access = Access(self.cluster, plan, kinds, home, self.log)
                 await access.open()
                 self._check_name()
-                await self._remove_leftovers(before, timeout)
+                await self._remove_leftovers(waiter.server, before, timeout)
                 record = self._record(plan, before)
                 save(record)
                 waiter.server = Server(self.cluster, record)
@@ -89,15 +91,15 @@ class Launcher:
                     save(record)
                     refs = [*(item.ref for item in plan.objects[:-1] if _waits(item)), connection]
                     waiter.server = Server(self.cluster, record)
-                    ready = await self._until_ready(refs, waiter, set(), access.watch)
+                    result = await self._until_ready(refs, waiter, set(), access.watch)
         except TimeoutError as error:
             raise waiter.late(timeout, str(error)) from None
         except Forbidden as error:
             if is_missing_right(error):  # a role was changed: the next start asks again
                 self.cluster.rights.forget()
             raise
-        save(ready)
-        return ready
+        save(result)
+        return result
 
     def _waiter(self, record: Record) -> Waiter:
         return Waiter(Server(self.cluster, record), self.limits, self.tell, self.log)
@@ -122,15 +124,15 @@ class Launcher:
 
     def _check_name(self) -> None:
         """Objects that go by this user's name may have been made for somebody else."""
-        own = str(self.identity.userid)
+        own_id = str(self.identity.userid)
         for live in self.cluster.objects_of(self.identity.owner):
-            userid = live.meta.annotations.get(USERID, own)
-            if self.another(live.meta):
+            userid = live.meta.annotations.get(USERID, own_id)
+            if self.is_anothers(live.meta):
                 raise NameTaken(
                     f"{live.reference} is that of another user, who was renamed and still goes by "
                     f"the name {self.identity.username!r} in the cluster"
                 )
-            if userid != own:
+            if userid != own_id:
                 self.log.warning(
                     "%s was made for user %s of the hub, whom it no longer knows: it is used, for "
                     "the name %r is the same",
@@ -139,32 +141,34 @@ class Launcher:
                     self.identity.username,
                 )
 
-    def _leftovers(self) -> list[Live]:
+    def _leftovers(self, server: Server) -> list[Live]:
         """Objects of an earlier run of this server that should have gone with it."""
         return [
             live
-            for live in self.cluster.objects_of(self.identity.owner)
-            if self.identity.owns_as_server(live.meta.labels)
-            and live.meta.labels.get(self.contract.lifecycle_key) == Policy.STOPPED
+            for live in server.objects()
+            if live.meta.labels.get(self.contract.lifecycle_key) == Policy.STOPPED
             and not live.meta.controlled
         ]
 
-    async def _remove_leftovers(self, before: Record | None, timeout: float) -> None:
-        found = self._leftovers()
-        if not found and not (before and before.live):
+    async def _remove_leftovers(
+        self, server: Server, before: Record | None, timeout: float
+    ) -> None:
+        leftovers = self._leftovers(server)
+        if not leftovers and not (before and before.live):
             return
         self.tell("Removing what an earlier server left behind", 5)
-        self.log.info("Leftovers: %s", ", ".join(live.reference for live in found) or "on record")
+        self.log.info(
+            "Leftovers: %s", ", ".join(live.reference for live in leftovers) or "on record"
+        )
         places: dict[str, set[str]] = {
             k: set(v) for k, v in (before.kinds if before else {}).items()
         }
-        for live in found:
+        for live in leftovers:
             places.setdefault(str(live.kind), set()).add(live.meta.namespace)
             for kind in filter(None, live.meta.annotations.get(KINDS, "").split(",")):
                 places.setdefault(kind, set()).add(live.meta.namespace)
-        record = Record(
-            self.identity,
-            self.contract.namespace,
+        record = replace(
+            server.record,
             kinds={kind: tuple(names) for kind, names in places.items()},
             connection=before.connection if before else None,
         )
@@ -189,7 +193,7 @@ class Launcher:
     async def _apply(self, plan: Plan, waiter: Waiter, access: Access) -> ObjectRef:
         """Write all objects, rank by rank; the live connection object."""
         applier = Applier(self.cluster, self.identity, self.contract, access.kinds, self.log)
-        done = 0
+        count = 0
         uid = ""
         for rank, items in groupby(plan.objects, key=lambda item: item.rank):
             if rank > manifests.BINDINGS:
@@ -197,8 +201,8 @@ class Launcher:
             for live in await gather(applier.apply, items):
                 uid = live["metadata"]["uid"]
                 waiter.made(uid)
-                done += 1
-            self.tell(f"Applied {done} of {len(plan.objects)} objects", 10)
+                count += 1
+            self.tell(f"Applied {count} of {len(plan.objects)} objects", 10)
         # The connection object is alone in the last rank, so the last UID is its.
         return replace(plan.connection.ref, uid=uid)
 
@@ -226,14 +230,14 @@ class Launcher:
             raise waiter.late(timeout, str(error)) from None
 
     async def _until_ready(
-        self, refs: Sequence[ObjectRef], waiter: Waiter, shown: set[str], watch: Watch
+        self, refs: Sequence[ObjectRef], waiter: Waiter, sightings: set[str], watch: Watch
     ) -> Record:
         """The record, with URL, once these objects are ready; the connection object is the last."""
         server = waiter.server
 
         def ready() -> Record | None:
             for ref in refs:
-                readiness = server.readiness(ref, shown)
+                readiness = server.readiness(ref, sightings)
                 if readiness.state is State.FAILED:
                     raise StartFailed(f"{ref}: {readiness.message}")
                 if not readiness.ready:

@@ -70,35 +70,35 @@ def look(server: Server, limits: Limits) -> Ended | Missing | Silent | None:
     connection = record.connection
     if connection is None or not connection.uid:
         return None
-    for ref in _wanted(record):
+    for ref in _essentials(record):
         live = server.find(ref)
         if live is None or (ref.uid and live.meta.uid != ref.uid):
             return Missing(ref)
-        seen = _pod(live, limits) if ref.kind == POD else _object(live)
-        if seen is not None:
-            return seen
+        finding = _pod(live, limits) if ref.kind == POD else _object(live)
+        if finding is not None:
+            return finding
     if not record.pod and connection.kind == SERVICE:
         return _replacement(server, limits)
     return None
 
 
-def _wanted(record: Record) -> list[ObjectRef]:
+def _essentials(record: Record) -> list[ObjectRef]:
     """The objects without which the server is over, if they are known."""
     connection = record.connection
     if connection is None or not connection.uid:
         return []
-    wanted = [connection]
+    refs = [connection]
     if record.pod and connection.kind != POD:
-        wanted.append(ObjectRef(POD, record.pods_in, record.pod))
-    return wanted
+        refs.append(ObjectRef(POD, record.pods_in, record.pod))
+    return refs
 
 
 async def ask(server: Server, limits: Limits, log: logging.Logger) -> Ended | None:
     """What the API server itself says, where a store is closed to us and would tell old news."""
-    for ref in _wanted(server.record):
-        over = await confirm(server.cluster, Missing(ref), log, limits)
-        if over is not None:
-            return over
+    for ref in _essentials(server.record):
+        end = await confirm(server.cluster, Missing(ref), log, limits)
+        if end is not None:
+            return end
     return None
 
 
@@ -133,13 +133,13 @@ def _object(live: Live) -> Ended | None:
 
 def _pod(live: Live, limits: Limits) -> Ended | Silent | None:
     pod = live.as_dict()
-    over = status.ended(pod, limits.crash_loop_restarts)
+    end = status.ended(pod, limits.crash_loop_restarts)
     node = status.unreachable(pod)
-    silent = f"node {node} does not answer" if node else ""
+    silence = f"node {node} does not answer" if node else ""
     if live.meta.deletion_timestamp:
-        why = silent or status.disrupted(pod)
-        return (Ended(1, why) if why else over) or _object(live)
-    return Silent(silent, limits.node_lost) if silent and over is None else over
+        why = silence or status.disrupted(pod)
+        return (Ended(1, why) if why else end) or _object(live)
+    return Silent(silence, limits.node_lost) if silence and end is None else end
 
 
 def _replacement(server: Server, limits: Limits) -> Ended | Silent | None:
@@ -148,14 +148,14 @@ def _replacement(server: Server, limits: Limits) -> Ended | Silent | None:
     if any(status.running(pod) for pod in pods):
         return None
     for pod in pods:
-        over = status.crash_loop(pod, limits.crash_loop_restarts)
-        if over is not None and not pod["metadata"].get("deletionTimestamp"):
-            return over
+        end = status.crash_loop(pod, limits.crash_loop_restarts)
+        if end is not None and not pod["metadata"].get("deletionTimestamp"):
+            return end
     connection = server.record.connection
     ends = server.slices(connection) if connection is not None else []
     if not pods and (not ends or any(end.get("endpoints") for end in ends)):
         return None  # pods that are not ours to see, or none are needed
-    why = [status.unreachable(pod) for pod in pods]
-    lost = next((f"node {node} does not answer" for node in why if node), "")
-    waits = lost or next((status.compute(pod).message for pod in pods), "it has no pod")
+    nodes = [status.unreachable(pod) for pod in pods]
+    silence = next((f"node {node} does not answer" for node in nodes if node), "")
+    waits = silence or next((status.compute(pod).message for pod in pods), "it has no pod")
     return Silent(f"no pod of the server runs: {waits}", limits.replacement)

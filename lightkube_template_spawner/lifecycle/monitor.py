@@ -71,7 +71,7 @@ class Monitor:
         self._unsubscribe: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
-        self._silent_since: float | None = None
+        self._silence_start: float | None = None
         self._restarts: dict[str, int] = {}  # of each pod, as far as they were told
 
     def begin(self, cluster: Cluster, record: Record) -> None:
@@ -86,7 +86,7 @@ class Monitor:
         if self._unsubscribe is not None:
             self._unsubscribe()
         self._unsubscribe = None
-        self._silent_since = None
+        self._silence_start = None
         self._restarts = {}
         self._changed.set()
 
@@ -101,28 +101,28 @@ class Monitor:
             await liveness.watch(server)
         except Forbidden:
             return await liveness.ask(server, limits, self._server.log)
-        seen = liveness.look(server, limits)
-        if isinstance(seen, Missing):
-            seen = await liveness.confirm(cluster, seen, self._server.log)
-        if isinstance(seen, Silent):
-            return self._out_of_patience(seen)
-        self._silent_since = None
-        return seen
+        finding = liveness.look(server, limits)
+        if isinstance(finding, Missing):
+            finding = await liveness.confirm(cluster, finding, self._server.log)
+        if isinstance(finding, Silent):
+            return self._out_of_patience(finding)
+        self._silence_start = None
+        return finding
 
-    def _out_of_patience(self, seen: Silent) -> Ended | None:
+    def _out_of_patience(self, silence: Silent) -> Ended | None:
         now = time.monotonic()
-        if self._silent_since is None:
-            self._silent_since = now
-            self._server.warn(seen.reason)
-        if not seen.patience or now - self._silent_since < seen.patience:
+        if self._silence_start is None:
+            self._silence_start = now
+            self._server.warn(silence.reason)
+        if not silence.patience or now - self._silence_start < silence.patience:
             return None
-        return Ended(1, f"{seen.reason}, for {seen.patience:.0f} s")
+        return Ended(1, f"{silence.reason}, for {silence.patience:.0f} s")
 
     def _notice(self) -> None:
         self._changed.set()
         if self._task is None or self._task.done():
-            followed = self._followed()
-            if followed is not None and self._is_news(followed):
+            view = self._followed()
+            if view is not None and self._is_news(view):
                 self._task = asyncio.create_task(self._attend())
 
     def _followed(self) -> Server | None:
@@ -132,37 +132,37 @@ class Monitor:
         return Server(cluster, record)
 
     def _is_news(self, server: Server) -> bool:
-        seen = liveness.look(server, self._server.limits)
-        if self._silent_since is not None or seen is not None:
+        finding = liveness.look(server, self._server.limits)
+        if self._silence_start is not None or finding is not None:
             return True
         return bool(self._restarted(server) or self._new_url(server))
 
     async def _attend(self) -> None:
         """Look until the server is well again, or gone."""
-        server, again = self._server, _SOON
-        while (followed := self._followed()) is not None:
+        server, pause = self._server, _SOON
+        while (view := self._followed()) is not None:
             self._changed.clear()
             if not server.settled:
                 await asyncio.sleep(_PENDING)
                 continue
-            seen = liveness.look(followed, server.limits)
-            if seen is None and self._silent_since is None:
-                self._tell_restarts(followed)
-                url = self._new_url(followed)
+            finding = liveness.look(view, server.limits)
+            if finding is None and self._silence_start is None:
+                self._tell_restarts(view)
+                url = self._new_url(view)
                 if not url or await server.moved(url):
                     return
                 await self._wait(_AGAIN)
             elif await server.poll_and_notify() is not None:
                 return
             else:
-                await self._wait(min(again, self._remaining(seen)))
-                again = min(2 * again, _AGAIN)
+                await self._wait(min(pause, self._remaining(finding)))
+                pause = min(2 * pause, _AGAIN)
 
-    def _remaining(self, seen: Ended | Missing | Silent | None) -> float:
+    def _remaining(self, finding: Ended | Missing | Silent | None) -> float:
         """Seconds until patience ends, or until it is worth to ask again."""
-        if self._silent_since is None or not isinstance(seen, Silent) or not seen.patience:
+        if self._silence_start is None or not isinstance(finding, Silent) or not finding.patience:
             return _AGAIN
-        return max(0.0, self._silent_since + seen.patience - time.monotonic())
+        return max(0.0, self._silence_start + finding.patience - time.monotonic())
 
     async def _wait(self, seconds: float) -> None:
         """Until the next change, but no longer than this."""

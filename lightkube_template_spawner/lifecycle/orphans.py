@@ -18,7 +18,7 @@ from lightkube_template_spawner.objects.identity import (
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class KnownServer:
     """What a hub knows of one server; ``active`` while it runs, starts or stops."""
 
     name: str
@@ -27,7 +27,7 @@ class Server:
 
 
 @dataclass(slots=True)
-class Known:
+class Roster:
     """Everybody whom one hub knows, by the labels that their objects carry.
 
     Where names of the hub and names of the first start differ, both count: an object is an orphan
@@ -37,7 +37,7 @@ class Known:
     instance: str
     lifecycle_key: str
     records: int = 0  # of servers of this instance
-    others: set[str] = field(default_factory=set)  # instances of other records
+    other_instances: set[str] = field(default_factory=set)  # instances of other records
     namespaces: set[str] = field(default_factory=set)  # that the records name
     _owners: set[str] = field(default_factory=set)
     _servers: dict[tuple[str, str], bool] = field(default_factory=dict)  # active?
@@ -47,7 +47,7 @@ class Known:
         """Selects every object of the instance."""
         return hub_selector(self.instance)
 
-    def add(self, user: str, servers: Iterable[Server]) -> None:
+    def add(self, user: str, servers: Iterable[KnownServer]) -> None:
         """Know a user by the hub's name, with all servers of theirs, stopped ones included."""
         owners = {Identity(self.instance, user).owner}
         slugs = {"": False}  # the default server has no row before its first start
@@ -55,7 +55,7 @@ class Known:
             names = {server.name}
             record = Record.of_spawner(server.state)
             if record is not None and record.identity.instance != self.instance:
-                self.others.add(record.identity.instance)
+                self.other_instances.add(record.identity.instance)
             elif record is not None:
                 self.records += 1
                 self.namespaces.update(record.namespaces)

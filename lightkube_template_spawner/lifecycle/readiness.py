@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import TypeVar
 
 import anyio
@@ -72,7 +73,9 @@ class Waiter:
     def late(self, timeout: float, said: str = "") -> StartTimeout:
         """What was waited for, what is wrong, and what kept the hub from seeing it."""
         words = [str(trouble.symptom) for trouble in self._troubles]
-        blind = sorted({str(store.error) for store in self.server.cluster.stores() if store.error})
+        server = self.server
+        stores = chain.from_iterable(map(server.cluster.stores_in, server.record.namespaces))
+        blind = sorted({str(store.error) for store in stores if store.error})
         text = f"not ready after {timeout:.0f} s: waited for {self.what}"
         for more in dict.fromkeys(filter(None, [*words, said, *blind])):
             text += f"; {more}" if more not in text else ""
@@ -268,9 +271,8 @@ class Waiter:
     def _is_blind(self) -> bool:
         """Whether what is known of pods may be old: the API server is away."""
         return not any(
-            store.watching and store.namespace in (None, self.server.record.pods_in)
-            for store in self.server.cluster.stores()
-            if store.kind.ref == POD
+            store.watching
+            for store in self.server.cluster.stores_of(POD, self.server.record.pods_in)
         )
 
 

@@ -52,8 +52,8 @@ class Record:
 
     def for_spawner(self) -> dict[str, Any]:
         """Our part of a spawner's state, and names as KubeSpawner has them, for its tools."""
-        theirs = {"pod_name": self.pod, "pvc_name": self.pvc}
-        names = {key: name for key, name in theirs.items() if name}
+        kubespawner_names = {"pod_name": self.pod, "pvc_name": self.pvc}
+        names = {key: name for key, name in kubespawner_names.items() if name}
         return {STATE: self.to_state(), "namespace": self.namespace, **names}
 
     @property

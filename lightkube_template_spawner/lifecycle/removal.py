@@ -77,20 +77,20 @@ class Removal:
         self._log = log
         self._grace = grace
         self._force_lost = force_lost  # pods on nodes that do not answer go at once
-        self._forced: set[str] = set()
-        self._lost: dict[str, str] = {}  # what such a node keeps, by UID
-        self._refused: list[str] = []
+        self._forced_uids: set[str] = set()
+        self._losses: dict[str, str] = {}  # what such a node keeps, by UID
+        self._refusals: list[str] = []
         self._spaces: set[str] = set()  # namespaces that go, with all that is in them
         # What the stores knew before we asked: an object's end may be seen before its answer comes.
-        self._known: set[str] = set()
+        self._known_uids: set[str] = set()
         self._asking = anyio.CapacityLimiter(_ASKING)
 
     async def stop(
-        self, record: Record, lifecycle_key: str, *, also: Iterable[str] = (), timeout: float
+        self, record: Record, lifecycle_key: str, *, extra_kinds: Iterable[str] = (), timeout: float
     ) -> None:
         """Remove what goes when this server stops; at most one request a kind and namespace.
 
-        ``also`` are kinds that the administrator wants looked at, whatever is on record.
+        ``extra_kinds`` are those that the administrator wants looked at, whatever is on record.
 
         Raises:
             RemovalIncomplete: objects are still there after ``timeout`` seconds.
@@ -99,22 +99,22 @@ class Removal:
         identity = record.identity
         selection = identity.selection(lifecycle_key, [Policy.STOPPED])
         places = dict(record.kinds)
-        for kind in also:
+        for kind in extra_kinds:
             places.setdefault(kind, record.namespaces)
-        first = record.connection
+        connection = record.connection
 
         def leads(kind: Kind) -> bool:
-            return is_workload(kind) or (first is not None and kind.ref == first.kind)
+            return is_workload(kind) or (connection is not None and kind.ref == connection.kind)
 
         async def delete(place: Place) -> list[Target]:
             kind, namespace = place
-            gone = await self._cluster.delete_matching(
+            metas = await self._cluster.delete_matching(
                 kind,
                 namespace,
                 selection,
                 grace=self._grace if kind.ref == POD else None,
             )
-            return [(kind, meta) for meta in gone]
+            return [(kind, meta) for meta in metas]
 
         await self._phases(identity.owner, self._resolve(places), leads, delete, timeout)
 
@@ -124,20 +124,20 @@ class Removal:
         *,
         owner: str,
         namespaces: Iterable[str],
-        known: Mapping[str, tuple[str, ...]],
-        only: Iterable[str] = (),
+        known_kinds: Mapping[str, tuple[str, ...]],
+        only_kinds: Iterable[str] = (),
         cluster_kinds: Iterable[str] = (),
         timeout: float,
     ) -> None:
         """Remove everything that is selected, in every kind there is.
 
-        ``known`` kinds are looked at even where the API server cannot tell our rights; ``only``
-        narrows the search to those and the known ones.
+        ``known_kinds`` are looked at even where the API server cannot tell our rights;
+        ``only_kinds`` narrow the search to these and those.
 
         Raises:
             RemovalIncomplete, ClusterError: as ``stop``.
         """
-        places = self._everywhere(namespaces, known, only, cluster_kinds)
+        places = self._everywhere(namespaces, known_kinds, only_kinds, cluster_kinds)
         await self._phases(owner, places, is_workload, self._by_uid(selection), timeout)
 
     async def remove_listed(
@@ -153,19 +153,19 @@ class Removal:
             RemovalIncomplete, ClusterError: as ``stop``.
         """
 
-        async def given() -> list[Place]:
+        async def listing() -> list[Place]:
             return list(places)
 
-        await self._phases("", given(), is_workload, self._by_uid(selection), timeout)
+        await self._phases("", listing(), is_workload, self._by_uid(selection), timeout)
 
     def _by_uid(self, selection: Selection[Meta]) -> Delete:
         """Deleting one by one what is selected and no controller made."""
-        uncontrolled = selection.where(lambda meta: not meta.controlled)
+        targets = selection.where(lambda meta: not meta.controlled)
 
         async def delete(place: Place) -> list[Target]:
             kind, namespace = place
-            gone = await self._cluster.delete_listed(kind, namespace, uncontrolled)
-            return [(kind, meta) for meta in gone]
+            metas = await self._cluster.delete_listed(kind, namespace, targets)
+            return [(kind, meta) for meta in metas]
 
         return delete
 
@@ -176,27 +176,27 @@ class Removal:
     async def _everywhere(
         self,
         namespaces: Iterable[str],
-        known: Mapping[str, tuple[str, ...]],
-        only: Iterable[str],
+        known_kinds: Mapping[str, tuple[str, ...]],
+        only_kinds: Iterable[str],
         cluster_kinds: Iterable[str],
     ) -> list[Place]:
         discovery = self._cluster.discovery
-        places = dict.fromkeys(await self._resolve(known))
-        wanted = set(only)
-        allowed = {*cluster_kinds}
-        for namespace, served in (await discovery.deletable(namespaces)).items():
-            if served is None:
+        places = dict.fromkeys(await self._resolve(known_kinds))
+        names = set(only_kinds)
+        cluster_names = {*cluster_kinds}
+        for namespace, kinds in (await discovery.deletable(namespaces)).items():
+            if kinds is None:
                 self._log.warning(
                     "The API server cannot tell what we may delete in %s: only kinds on record and "
                     "in `resource_kinds` are searched",
                     namespace,
                 )
-            for kind in await discovery.named(wanted) if served is None else served:
-                if wanted and str(kind) not in wanted:
+            for kind in await discovery.named(names) if kinds is None else kinds:
+                if names and str(kind) not in names:
                     continue
                 if kind.namespaced:
                     places[kind, namespace] = None
-                elif str(kind) in allowed:
+                elif str(kind) in cluster_names:
                     places[kind, ""] = None
         return list(places)
 
@@ -208,68 +208,69 @@ class Removal:
         delete: Delete,
         timeout: float,
     ) -> None:
-        self._known = {live.meta.uid for live in self._cluster.objects_of(owner)}
+        self._known_uids = {live.meta.uid for live in self._cluster.objects_of(owner)}
         # Within a start, end before it does: the message names what holds the objects.
         timeout = min(timeout, 0.8 * (anyio.current_effective_deadline() - anyio.current_time()))
-        until = anyio.current_time() + timeout
+        end = anyio.current_time() + timeout
         try:
             with deadline(timeout):
-                known = await places
+                locations = await places
         except TimeoutError as error:
             raise RemovalIncomplete(
                 f"nothing was removed in {timeout:.0f} s: which kinds there are is not known: "
                 f"{error}"
             ) from None
-        left: list[Target] = []
+        leftovers: list[Target] = []
         for phase in _Phase:
-            chosen = [
+            batch = [
                 place
-                for place in known
+                for place in locations
                 if _phase_of(place[0], leads) is phase and place[1] not in self._spaces
             ]
-            if left or self._refused:  # what may still run is not set free, nor out of our reach
-                chosen = [place for place in chosen if not _is_needed_still(place[0])]
-            left += await self._phase(chosen, delete, until)
-            until = max(until, anyio.current_time() + timeout / 8)
-        stay = [*dict.fromkeys(self._lost.values())]
-        left = [target for target in left if target[1].uid not in self._lost]
-        if stay and not left and not self._refused:
-            raise NodeLost("; ".join(stay))
-        if left:
-            names = ", ".join(held((kind, self._seen((kind, m)) or m)) for kind, m in left)
-            stay.append(f"still there after {timeout:.0f} s: {names}")
-        if self._refused:
-            stay.append("not deleted: " + "; ".join(self._refused))
-        if stay:
-            raise RemovalIncomplete("; ".join(stay))
+            if leftovers or self._refusals:
+                # What may still run is not set free, nor out of our reach.
+                batch = [place for place in batch if not _is_needed_still(place[0])]
+            leftovers += await self._phase(batch, delete, end)
+            end = max(end, anyio.current_time() + timeout / 8)
+        messages = [*dict.fromkeys(self._losses.values())]
+        leftovers = [target for target in leftovers if target[1].uid not in self._losses]
+        if messages and not leftovers and not self._refusals:
+            raise NodeLost("; ".join(messages))
+        if leftovers:
+            names = ", ".join(held((kind, self._seen((kind, m)) or m)) for kind, m in leftovers)
+            messages.append(f"still there after {timeout:.0f} s: {names}")
+        if self._refusals:
+            messages.append("not deleted: " + "; ".join(self._refusals))
+        if messages:
+            raise RemovalIncomplete("; ".join(messages))
 
-    async def _phase(self, places: Iterable[Place], delete: Delete, until: float) -> list[Target]:
+    async def _phase(self, places: Iterable[Place], delete: Delete, end: float) -> list[Target]:
         """Ask all to go and wait until they are gone; those that are not by the deadline."""
-        left: list[Target] = []
-        unasked = list(places)
+        leftovers: list[Target] = []
+        queue = list(places)
 
         async def gone(target: Target) -> None:
             try:
                 await self.gone(target)
-                left.remove(target)
+                leftovers.remove(target)
                 if target[0].ref == NAMESPACE:
                     self._cluster.leave(target[1].name)
             except NodeLost as error:
-                self._lost[target[1].uid] = str(error)
+                self._losses[target[1].uid] = str(error)
 
         async def clear(place: Place) -> None:
             targets = await self._delete(place, delete)
-            unasked.remove(place)
-            left.extend(targets)
+            queue.remove(place)
+            leftovers.extend(targets)
             self._spaces |= {meta.name for kind, meta in targets if kind.ref == NAMESPACE}
             await gather(gone, targets)
 
         try:
-            with deadline(until - anyio.current_time()):
-                await gather(clear, list(unasked))
+            with deadline(end - anyio.current_time()):
+                await gather(clear, list(queue))
         except TimeoutError as error:
-            self._refused += [f"{_where(place)}: {error}" for place in unasked]
-        return left
+            self._refusals += [f"{_where(place)}: {error}" for place in queue]
+        return leftovers
 
     async def _delete(self, place: Place, delete: Delete) -> list[Target]:
         try:
@@ -281,7 +282,7 @@ class Removal:
         except ClusterError as error:
             if isinstance(error, Forbidden) and await self._cluster.has_ended(place[1]):
                 return []
-            self._refused.append(f"{_where(place)}: {error}")
+            self._refusals.append(f"{_where(place)}: {error}")
             return [(place[0], meta) for meta in error.deleted]
 
     async def gone(self, target: Target) -> None:
@@ -292,8 +293,8 @@ class Removal:
         """
         meta = target[1]
         owner = meta.labels.get(OWNER, "")
-        watched = meta.uid in self._known or bool(self._seen(target))
-        watched = watched and not self._cluster.is_frozen(target[0])
+        watched = meta.uid in self._known_uids or bool(self._seen(target))
+        watched = watched and not self._cluster.is_frozen(target[0].ref, meta.namespace)
 
         def over() -> bool | None:
             return True if not self._seen(target) or self._lost_pods(target) else None
@@ -328,14 +329,14 @@ class Removal:
             pods = [(live, node) for live, node in pods if live.meta.uid == meta.uid]
         if not all(node for _, node in pods):
             return []
-        return [(live, node) for live, node in pods if live.meta.uid not in self._forced]
+        return [(live, node) for live, node in pods if live.meta.uid not in self._forced_uids]
 
-    async def _give_up(self, lost: list[tuple[Live, str]]) -> None:
-        if lost and not self._force_lost:
-            raise NodeLost("; ".join(_on_lost_node(live, node) for live, node in lost))
-        for live, node in lost:
+    async def _give_up(self, pods: list[tuple[Live, str]]) -> None:
+        if pods and not self._force_lost:
+            raise NodeLost("; ".join(_on_lost_node(live, node) for live, node in pods))
+        for live, node in pods:
             self._log.warning("Deleting %s by force: node %s does not answer", live.reference, node)
-            self._forced.add(live.meta.uid)
+            self._forced_uids.add(live.meta.uid)
             await self._cluster.delete_now(live.kind, live.meta)
 
     async def _there(self, target: Target) -> bool:
@@ -352,11 +353,10 @@ class Removal:
     def _seen(self, target: Target) -> Meta | None:
         """The object as an open store has it; none is opened for one that goes away."""
         kind, meta = target
-        for store in self._cluster.stores():
-            if store.kind.ref == kind.ref:
-                live = store.get(meta.namespace, meta.name)
-                if live is not None and live.meta.uid == meta.uid:
-                    return live.meta
+        for store in self._cluster.stores_of(kind.ref, meta.namespace):
+            live = store.get(meta.namespace, meta.name)
+            if live is not None and live.meta.uid == meta.uid:
+                return live.meta
         return None
 
 
@@ -367,8 +367,8 @@ def _where(place: Place) -> str:
 def held(target: Target) -> str:
     """The object, and the finalizers that keep it from going."""
     kind, meta = target
-    by = f" (held by {', '.join(meta.finalizers)})" if meta.finalizers else ""
-    return f"{ObjectRef(kind.ref, meta.namespace, meta.name)}{by}"
+    holders = f" (held by {', '.join(meta.finalizers)})" if meta.finalizers else ""
+    return f"{ObjectRef(kind.ref, meta.namespace, meta.name)}{holders}"
 
 
 def _on_lost_node(pod: Live, node: str) -> str:

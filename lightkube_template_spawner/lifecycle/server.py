@@ -25,12 +25,12 @@ class Server:
 
     def connection(self) -> Live | None:
         """The object that the hub connects through; None while the stores do not show it."""
-        made = self.record.connection
-        return self.find(made) if made is not None else None
+        ref = self.record.connection
+        return self.find(ref) if ref is not None else None
 
     def find(self, ref: ObjectRef) -> Live | None:
         """The object of that name, whatever its UID; None while the stores do not show it."""
-        return self.cluster.known(str(ref.kind), ref.namespace, ref.name)
+        return self.cluster.find(ref)
 
     def objects(self) -> Iterator[Live]:
         """All of its objects that the stores show."""
@@ -46,10 +46,10 @@ class Server:
         """The pods in which the server itself runs: the template's own, or those of its Service."""
         namespace = self.record.pods_in
         if self.record.pod:
-            own = self.find(ObjectRef(POD, namespace, self.record.pod))
-            return [own] if own is not None else []
-        through = self.connection()
-        service = through.as_dict() if through and through.kind.ref == SERVICE else {}
+            pod = self.find(ObjectRef(POD, namespace, self.record.pod))
+            return [pod] if pod is not None else []
+        connection = self.connection()
+        service = connection.as_dict() if connection and connection.kind.ref == SERVICE else {}
         selector = (service.get("spec") or {}).get("selector")
         return [
             live
@@ -74,14 +74,14 @@ class Server:
             and live.meta.labels.get("kubernetes.io/service-name") == service.name
         ]
 
-    def readiness(self, ref: ObjectRef, shown: set[str]) -> Status:
-        """The status of one of its objects; ``shown`` are those that the stores have had before."""
+    def readiness(self, ref: ObjectRef, sightings: set[str]) -> Status:
+        """The status of one object; ``sightings`` are those that the stores have had before."""
         live = self.find(ref)
-        if live is None and str(ref) in shown:
+        if live is None and str(ref) in sightings:
             return Status(State.FAILED, "it was deleted meanwhile")
         if live is None:
             return Status(State.IN_PROGRESS, "it is being created")
-        shown.add(str(ref))
+        sightings.add(str(ref))
         if ref.uid and live.meta.uid != ref.uid:
             return Status(State.IN_PROGRESS, "an earlier one is still there")
         if ref.kind == SERVICE:

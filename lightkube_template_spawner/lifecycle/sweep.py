@@ -19,7 +19,7 @@ from lightkube_template_spawner.cluster.discovery import allowed
 from lightkube_template_spawner.cluster.live import Meta
 from lightkube_template_spawner.concurrency import gather
 from lightkube_template_spawner.errors import ClusterError, Forbidden, HubError, RemovalIncomplete
-from lightkube_template_spawner.lifecycle.orphans import Known
+from lightkube_template_spawner.lifecycle.orphans import Roster
 from lightkube_template_spawner.lifecycle.removal import Place, Removal
 from lightkube_template_spawner.objects.identity import (
     INSTANCE,
@@ -32,7 +32,7 @@ from lightkube_template_spawner.objects.identity import (
 from lightkube_template_spawner.objects.ref import ObjectRef
 
 _LIST = frozenset({"list"})
-Ask = Callable[[], Awaitable[Known]]
+Ask = Callable[[], Awaitable[Roster]]
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Orphan:
     def __str__(self) -> str:
         meta = self.meta
         name = ObjectRef(self.kind.ref, meta.namespace, meta.name)
-        held = ", ".join(meta.finalizers)
-        going = f" (being deleted{held and ', held by ' + held})" if meta.deletion_timestamp else ""
-        return f"{name}{going}, made for {self._owner}: {self.why}"
+        holders = f", held by {', '.join(meta.finalizers)}" if meta.finalizers else ""
+        ending = f" (being deleted{holders})" if meta.deletion_timestamp else ""
+        return f"{name}{ending}, made for {self._owner}: {self.why}"
 
     @property
     def _owner(self) -> str:
@@ -83,22 +83,23 @@ class Orphan:
 
 
 @dataclass
-class Found:
+class Survey:
     """What a look at the cluster gave, and what it could not see."""
 
     orphans: list[Orphan] = field(default_factory=list)
-    looked_at: list[Place] = field(default_factory=list)
-    not_allowed: list[Place] = field(default_factory=list)  # our account may not list these
-    failed: list[str] = field(default_factory=list)  # it should have been possible, with the cause
+    places: list[Place] = field(default_factory=list)  # that were looked at
+    refusals: list[Place] = field(default_factory=list)  # our account may not list these
+    # It should have been possible to list these; with the cause.
+    failures: list[str] = field(default_factory=list)
     namespaces: list[str] = field(default_factory=list)  # "" for all
-    absent: list[str] = field(default_factory=list)  # of those that were asked for
-    young: int = 0  # orphans too young to be reported
-    others: set[str] = field(default_factory=set)  # instances there, if nobody knows this one
+    absentees: list[str] = field(default_factory=list)  # of those that were asked for
+    young_count: int = 0  # orphans too young to be reported
+    instances: set[str] = field(default_factory=set)  # instances there, if nobody knows this one
 
     @property
     def kinds(self) -> int:
         """How many kinds were looked at."""
-        return len({kind for kind, _ in self.looked_at})
+        return len({kind for kind, _ in self.places})
 
 
 class Sweep:
@@ -112,7 +113,7 @@ class Sweep:
 
     async def find(
         self, namespaces: Iterable[str], *, cluster_kinds: Iterable[str] = (), min_age: float = 0
-    ) -> Found:
+    ) -> Survey:
         """Orphans older than ``min_age`` seconds in ``namespaces``, or in all ("").
 
         Namespaces that the hub has on record for its users are looked at, too. Of kinds without a
@@ -121,33 +122,33 @@ class Sweep:
         Raises:
             ClusterError: the API server could not be asked what it serves.
         """
-        known = await self._ask()
-        wanted = {*namespaces}
-        absent = [name for name in sorted(wanted) if name and await self._is_absent(name)]
-        wanted = {""} if "" in wanted else wanted | known.namespaces
-        found = await self._places(sorted(wanted), {*cluster_kinds})
-        found.namespaces, found.absent = sorted(wanted), absent
+        roster = await self._ask()
+        names = {*namespaces}
+        absentees = [name for name in sorted(names) if name and await self._is_absent(name)]
+        names = {""} if "" in names else names | roster.namespaces
+        survey = await self._places(sorted(names), {*cluster_kinds})
+        survey.namespaces, survey.absentees = sorted(names), absentees
         suspects: dict[str, Orphan] = {}
-        places = found.looked_at
+        places = survey.places
         for again in (False, True):
-            seen = await self._list(places, known, found)
-            if not again and not self._objects and not known.records:
-                found.others = known.others | await self._instances(places)
-            known = await self._ask()
-            unowned = {
-                meta.uid: Orphan(kind, meta, why, meta.labels.get(known.lifecycle_key, ""))
-                for kind, meta in seen
-                if (why := known.why_orphan(meta.labels)) and (not again or meta.uid in suspects)
+            objects = await self._list(places, roster, survey)
+            if not again and not self._objects and not roster.records:
+                survey.instances = roster.other_instances | await self._instances(places)
+            roster = await self._ask()
+            orphans = {
+                meta.uid: Orphan(kind, meta, why, meta.labels.get(roster.lifecycle_key, ""))
+                for kind, meta in objects
+                if (why := roster.why_orphan(meta.labels)) and (not again or meta.uid in suspects)
             }
-            suspects = {uid: o for uid, o in unowned.items() if _age(o.meta) >= min_age}
-            found.young += len(unowned) - len(suspects)
+            suspects = {uid: o for uid, o in orphans.items() if _age(o.meta) >= min_age}
+            survey.young_count += len(orphans) - len(suspects)
             if not suspects:
                 break
             places = list(dict.fromkeys((o.kind, o.meta.namespace) for o in suspects.values()))
-        refused = {*found.not_allowed}
-        found.looked_at = [place for place in found.looked_at if place not in refused]
-        found.orphans = sorted(suspects.values(), key=str)
-        return found
+        refusals = {*survey.refusals}
+        survey.places = [place for place in survey.places if place not in refusals]
+        survey.orphans = sorted(suspects.values(), key=str)
+        return survey
 
     async def delete(self, orphans: Iterable[Orphan], *, timeout: float) -> None:
         """Remove exactly these, what runs first; an object that was replaced is left alone.
@@ -156,10 +157,10 @@ class Sweep:
             HubError: the hub has no server of this instance on record; nothing was deleted.
             RemovalIncomplete: some are still there; the message names them all.
         """
-        known = await self._ask()
-        if not known.records:
+        roster = await self._ask()
+        if not roster.records:
             raise HubError(
-                f"the hub has no server of instance {known.instance!r} on record, so that all its "
+                f"the hub has no server of instance {roster.instance!r} on record, so that all its "
                 "objects would be orphans: the database is new or lost, or this is another hub, or "
                 "its `instance_name` is another one; nothing is deleted"
             )
@@ -167,30 +168,30 @@ class Sweep:
         for orphan in orphans:
             by_owner.setdefault(orphan.meta.labels[OWNER], []).append(orphan)
 
-        async def remove(found: list[Orphan]) -> str:
-            places = dict.fromkeys((o.kind, o.meta.namespace) for o in found)
-            uids = {orphan.meta.uid for orphan in found}
+        async def remove(group: list[Orphan]) -> str:
+            places = dict.fromkeys((o.kind, o.meta.namespace) for o in group)
+            uids = {orphan.meta.uid for orphan in group}
 
-            def ours(meta: Meta) -> bool:
-                return meta.uid in uids and bool(known.why_orphan(meta.labels))
+            def is_orphan(meta: Meta) -> bool:
+                return meta.uid in uids and bool(roster.why_orphan(meta.labels))
 
             removal = Removal(self._cluster, self._log)
             try:
-                selection = Selection(known.selector, ours)
+                selection = Selection(roster.selector, is_orphan)
                 await removal.remove_listed(places, selection, timeout=timeout)
             except (ClusterError, RemovalIncomplete) as error:
                 return str(error)
             return ""
 
         # One owner's pod that does not end keeps nobody else's objects.
-        left = [text for text in await gather(remove, by_owner.values()) if text]
-        if left:
-            raise RemovalIncomplete("; ".join(left))
+        errors = [text for text in await gather(remove, by_owner.values()) if text]
+        if errors:
+            raise RemovalIncomplete("; ".join(errors))
 
-    async def _places(self, namespaces: Iterable[str], cluster_kinds: set[str]) -> Found:
+    async def _places(self, namespaces: Iterable[str], cluster_kinds: set[str]) -> Survey:
         discovery = self._cluster.discovery
-        found = Found()
-        looked: dict[Place, bool] = {}
+        survey = Survey()
+        permissions: dict[Place, bool] = {}
         kinds = [
             kind
             for kind in await discovery.holding()
@@ -202,35 +203,35 @@ class Sweep:
                 place = kind, namespace if kind.namespaced else ""
                 # Where the API server cannot tell our rights, the list itself will.
                 may = not complete or bool(allowed(rules, kind, _LIST))
-                looked[place] = looked.get(place, False) or may
-        found.looked_at = [place for place, may in looked.items() if may]
-        found.not_allowed = [place for place, may in looked.items() if not may]
-        return found
+                permissions[place] = permissions.get(place, False) or may
+        survey.places = [place for place, may in permissions.items() if may]
+        survey.refusals = [place for place, may in permissions.items() if not may]
+        return survey
 
     async def _list(
-        self, places: Iterable[Place], known: Known, found: Found
+        self, places: Iterable[Place], roster: Roster, survey: Survey
     ) -> list[tuple[Kind, Meta]]:
         """One after another: nobody waits for it, and the API server has better to do."""
-        seen = []
+        objects = []
         self._objects = 0
         for kind, namespace in places:
             try:
-                metas = await self._cluster.list_metadata(kind, namespace, known.selector)
+                metas = await self._cluster.list_metadata(kind, namespace, roster.selector)
             except Forbidden:
-                found.not_allowed.append((kind, namespace))
+                survey.refusals.append((kind, namespace))
                 continue
             except ClusterError as error:
-                found.failed.append(f"{kind} in {namespace or 'the cluster'}: {error}")
+                survey.failures.append(f"{kind} in {namespace or 'the cluster'}: {error}")
                 continue
-            ours = [meta for meta in metas if known.includes(meta.labels)]
-            self._objects += len(ours)
+            matches = [meta for meta in metas if roster.includes(meta.labels)]
+            self._objects += len(matches)
             # Of ten thousand servers' objects only the suspicious ones are worth their memory.
-            seen += [
+            objects += [
                 (kind, meta)
-                for meta in ours
-                if not meta.controlled and known.why_orphan(meta.labels)
+                for meta in matches
+                if not meta.controlled and roster.why_orphan(meta.labels)
             ]
-        return seen
+        return objects
 
     async def _is_absent(self, namespace: str) -> bool:
         """Whether there surely is no such namespace; its lists would only be empty."""
@@ -245,16 +246,16 @@ class Sweep:
         for kind, namespace in places:
             with suppress(ClusterError):
                 metas = await self._cluster.list_metadata(kind, namespace, OWNER)
-                owned = {
+                instances = {
                     meta.labels[INSTANCE] for meta in metas if {OWNER, INSTANCE} <= {*meta.labels}
                 }
-                if owned:
-                    return owned
+                if instances:
+                    return instances
         return set()
 
 
 def _age(meta: Meta) -> float:
     if not meta.creation_timestamp:
         return 0.0
-    created = datetime.fromisoformat(meta.creation_timestamp)
-    return (datetime.now(UTC) - created).total_seconds()
+    creation = datetime.fromisoformat(meta.creation_timestamp)
+    return (datetime.now(UTC) - creation).total_seconds()

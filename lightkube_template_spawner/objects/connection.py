@@ -77,23 +77,23 @@ def is_connection(manifest: Mapping[str, Any], key: str) -> bool:
     return annotations.get(key) == "true"
 
 
-def only_one(marked: Iterable[str], key: str) -> str:
+def only_one(candidates: Iterable[str], key: str) -> str:
     """The single marked object's reference.
 
     Raises:
         ManifestError: none or several are marked.
     """
-    found = list(marked)
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    references = list(candidates)
+    if len(references) == 1:
+        return references[0]
+    if not references:
         raise ManifestError(
             f'no object has the annotation {key}: "true": put it on the one Pod, Service or other '
             "object that JupyterHub connects to"
         )
     raise ManifestError(
-        f'{len(found)} objects have the annotation {key}: "true", which may stand on one only: '
-        + ", ".join(found)
+        f'{len(references)} objects have the annotation {key}: "true", which may stand on one '
+        "only: " + ", ".join(references)
     )
 
 
@@ -117,27 +117,27 @@ def url(live: Mapping[str, Any], address: Address, route: Route) -> str | None:
         ManifestError: the object can never give one (a port that its Service lacks, a bad path, a
             Service that was made an ExternalName meanwhile).
     """
-    scheme, wanted = address.scheme or route.scheme, address.port
+    scheme, port_name = address.scheme or route.scheme, address.port
     if address.path:
         text = lookup(live, address.path)
         if not isinstance(text, str) or not text:
             return None
         host, scheme, port = _split(text, scheme, route.port)
-        return _join(scheme, host, _number(live, wanted, "port") if wanted else port)
+        return _join(scheme, host, _number(live, port_name, "port") if port_name else port)
     if KindRef.of(live) == POD:
         pod_ip = _pod_ip(live)
-        port = _number(live, wanted, "port") if wanted else route.port
+        port = _number(live, port_name, "port") if port_name else route.port
         return _join(scheme, pod_ip, port) if pod_ip else None
     if KindRef.of(live) == SERVICE:
         host = _service_host(live, address, route)
-        return _join(scheme, host, _service_port(live, wanted, route))
+        return _join(scheme, host, _service_port(live, port_name, route))
     return None
 
 
-def recalled(live: Mapping[str, Any], known: str, route: Route) -> Address | None:
+def recalled(live: Mapping[str, Any], old_url: str, route: Route) -> Address | None:
     """The address of a server whose record holds its URL only, as versions before this one wrote.
 
-    A pod or Service at its own address keeps the port and the scheme of the URL that is ``known``;
+    A pod or Service at its own address keeps the port and the scheme of ``old_url``;
     one without a URL, cut off while it started, has the hub's. None where the URL must come from
     an annotation, which is not read from the live object: then the URL stays as it is until the
     server is started again.
@@ -146,12 +146,12 @@ def recalled(live: Mapping[str, Any], known: str, route: Route) -> Address | Non
     external = kind == SERVICE and live["spec"].get("type") == "ExternalName"
     if external or kind not in (POD, SERVICE):
         return None
-    if not known:
+    if not old_url:
         return Address()
-    parts = urlsplit(known)
+    parts = urlsplit(old_url)
     address = Address(port=str(parts.port or ""), scheme=parts.scheme)
-    own = _pod_ip(live) if kind == POD else _service_host(live, address, route)
-    return address if parts.hostname == own else None
+    host = _pod_ip(live) if kind == POD else _service_host(live, address, route)
+    return address if parts.hostname == host else None
 
 
 def foreseen_host(manifest: Mapping[str, Any], route: Route, namespace: str) -> str | None:
@@ -180,15 +180,15 @@ def lookup(live: Mapping[str, Any], path: str) -> Any:
 
 def _steps(path: str) -> list[re.Match[str]]:
     text = path.strip().removeprefix("{").removesuffix("}").strip().removeprefix("$")
-    found = []
+    steps = []
     position = 0
     while position < len(text):
         step = _STEP.match(text, position)
         if step is None:
             raise _no_path(path)
-        found.append(step)
+        steps.append(step)
         position = step.end()
-    return found
+    return steps
 
 
 def _no_path(path: str) -> ManifestError:
@@ -219,14 +219,14 @@ def _split(address: str, scheme: str, port: int) -> tuple[str, str, int]:
     whole = "://" in address
     try:
         parts = urlsplit(address if whole else f"//{address}", scheme=scheme)
-        host, scheme, named = parts.hostname, parts.scheme, parts.port
+        host, scheme, own_port = parts.hostname, parts.scheme, parts.port
     except ValueError:
-        host = named = None
+        host = own_port = None
     if not host or scheme not in ("http", "https"):
         raise ManifestError(f"the connection address {address!r} is not a URL, host or host:port")
     if whole:
         port = 443 if scheme == "https" else 80
-    return host, scheme, named or port
+    return host, scheme, own_port or port
 
 
 def _join(scheme: str, host: str, port: int) -> str:
@@ -252,15 +252,15 @@ def _service_host(live: Mapping[str, Any], address: Address, route: Route) -> st
     return f"{metadata['name']}.{metadata['namespace']}.svc.{route.cluster_domain}"
 
 
-def _service_port(live: Mapping[str, Any], wanted: str, route: Route) -> int:
+def _service_port(live: Mapping[str, Any], port_name: str, route: Route) -> int:
     ports = live["spec"].get("ports") or []
     headless = live["spec"].get("clusterIP") == "None"
     for entry in ports:
-        if wanted and wanted in (entry.get("name"), str(entry["port"])):
+        if port_name and port_name in (entry.get("name"), str(entry["port"])):
             return _direct(entry) if headless else int(entry["port"])
     if headless or not ports:
-        return _number(live, wanted, "port") if wanted else route.port
-    if not wanted:
+        return _number(live, port_name, "port") if port_name else route.port
+    if not port_name:
         for entry in ports:
             if route.port in (entry["port"], entry.get("targetPort")):
                 return int(entry["port"])
@@ -269,7 +269,7 @@ def _service_port(live: Mapping[str, Any], wanted: str, route: Route) -> int:
     names = ", ".join(f"{entry.get('name', 'unnamed')}={entry['port']}" for entry in ports)
     raise ManifestError(
         f"Service {live['metadata'].get('namespace')}/{live['metadata']['name']} has no port "
-        f"{wanted or route.port} (it has {names}): name one in the annotation "
+        f"{port_name or route.port} (it has {names}): name one in the annotation "
         f"{route.annotation_key}-port"
     )
 

@@ -69,9 +69,9 @@ class Selection(Generic[M_contra]):
         if not self.selector:
             raise ValueError("an empty selector would delete everything")
 
-    def where(self: Selection[M], also: Callable[[M], bool]) -> Selection[M]:
+    def where(self: Selection[M], condition: Callable[[M], bool]) -> Selection[M]:
         """Those of them of which this is true, too."""
-        return Selection(self.selector, lambda item: self.matches(item) and also(item))
+        return Selection(self.selector, lambda item: self.matches(item) and condition(item))
 
 
 @cache

@@ -112,7 +112,7 @@ class _Frame:
     first_node: int
     depth: int = 1
     key: str | _Mark = _Mark.NO_KEY
-    merged: set[str] = field(default_factory=set)
+    merged_keys: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,17 +201,17 @@ class _Reader:
         self._add(frame.value, frame.depth, event)
 
     def _alias(self, event: Any) -> None:
-        anchored = self._anchors.get(event.anchor)
-        if anchored is None:
+        anchor = self._anchors.get(event.anchor)
+        if anchor is None:
             self._refuse(event, "an alias (`*name`) without an anchor (`&name`) before it")
-        if not isinstance(anchored, _Anchored):
+        if not isinstance(anchor, _Anchored):
             self._refuse(event, "an alias inside the value that it stands for")
-        if len(self._frames) + anchored.depth > MAX_DEPTH:
+        if len(self._frames) + anchor.depth > MAX_DEPTH:
             self._refuse(event, f"nested more than {MAX_DEPTH} levels deep")
-        self._nodes += anchored.nodes
+        self._nodes += anchor.nodes
         if self._nodes > MAX_NODES:
             self._refuse_node(event)
-        self._add(_copy(anchored.value), anchored.depth, event)
+        self._add(_copy(anchor.value), anchor.depth, event)
 
     def _add(self, value: Any, depth: int, event: Any) -> None:
         """Puts a complete value where it belongs: a document, a list's item, a key or its value."""
@@ -230,7 +230,7 @@ class _Reader:
             if isinstance(frame.key, str):
                 frame.value[frame.key] = value
             else:
-                self._merge(frame.value, frame.merged, value, event)
+                self._merge(frame.value, frame.merged_keys, value, event)
             frame.key = _Mark.NO_KEY
 
     def _key(self, value: Any, event: Any) -> str:
@@ -243,18 +243,18 @@ class _Reader:
         else:
             self._refuse(event, "a key that is null, a fraction or not text; put it in quotes")
         frame = self._frames[-1]
-        if key in frame.value and key not in frame.merged:
+        if key in frame.value and key not in frame.merged_keys:
             self._refuse(event, f"the key {key[:60]!r} a second time in one mapping; remove one")
-        frame.merged.discard(key)
+        frame.merged_keys.discard(key)
         return key
 
-    def _merge(self, into: dict[str, Any], merged: set[str], value: Any, event: Any) -> None:
+    def _merge(self, target: dict[str, Any], merged_keys: set[str], value: Any, event: Any) -> None:
         """``<<`` as Kubernetes' library does it: the later wins, in a list the earlier."""
         for source in reversed(value) if isinstance(value, list) else [value]:
             if not isinstance(source, dict):
                 self._refuse(event, "`<<` takes a mapping or a list of mappings")
-            merged.update(source.keys() - into.keys())
-            into.update(source)
+            merged_keys.update(source.keys() - target.keys())
+            target.update(source)
 
     def _at_key(self) -> bool:
         if not self._frames:

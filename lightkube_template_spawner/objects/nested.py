@@ -11,14 +11,14 @@ def mappings(tree: object) -> Iterator[dict[str, Any]]:
 
     Without recursion: no depth of nesting is too much.
     """
-    waiting = [tree]
-    while waiting:
-        value = waiting.pop()
+    stack = [tree]
+    while stack:
+        value = stack.pop()
         if isinstance(value, dict):
             yield value
-            waiting.extend(reversed(value.values()))
+            stack.extend(reversed(value.values()))
         elif isinstance(value, list):
-            waiting.extend(reversed(value))
+            stack.extend(reversed(value))
 
 
 def listed(value: object) -> list[dict[str, Any]]:

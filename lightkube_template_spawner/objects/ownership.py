@@ -36,12 +36,12 @@ def relation(
     if identity.owns(labels):
         return Relation.OURS
     # KubeSpawner notes the raw name: another one with the same slug is another user.
-    noted = (metadata.get("annotations") or {}).get(USERNAME, identity.username)
+    username = (metadata.get("annotations") or {}).get(USERNAME, identity.username)
     # Its label slug keeps characters that its name slug does not.
     label_slug = slugs().safe_slug(identity.username, is_valid=slugs().is_valid_label)
     if (
         OWNER not in labels
-        and noted == identity.username
+        and username == identity.username
         and (remembered or labels.get(INSTANCE) == identity.instance)
         and labels.get(USERNAME) in (identity.user_slug, label_slug)
     ):

@@ -42,20 +42,20 @@ def parse(documents: Mapping[str, Source]) -> list[Document]:
         TemplateError: a file is not YAML.
         ManifestError: a document is not a named Kubernetes object.
     """
-    found: list[Document] = []
+    objects: list[Document] = []
     for source, content in documents.items():
-        read = kubeyaml.load_all(content, source) if isinstance(content, str) else content
-        for item in read:
+        entries = kubeyaml.load_all(content, source) if isinstance(content, str) else content
+        for item in entries:
             items = [item]
             if isinstance(item, Mapping) and str(item.get("kind", "")).endswith("List"):
-                inner = item.get("items")
-                items = inner if isinstance(inner, list) else [] if "items" in item else items
-            found += [Document(_object(i, source), source) for i in items if not _is_test(i)]
-    if not found:
+                members = item.get("items")
+                items = members if isinstance(members, list) else [] if "items" in item else items
+            objects += [Document(_object(i, source), source) for i in items if not _is_test(i)]
+    if not objects:
         raise ManifestError("the template rendered no object at all: check its conditions")
-    if len(found) > _LIMIT:
-        raise ManifestError(f"the template rendered {len(found)} objects, more than {_LIMIT}")
-    return found
+    if len(objects) > _LIMIT:
+        raise ManifestError(f"the template rendered {len(objects)} objects, more than {_LIMIT}")
+    return objects
 
 
 def _object(item: object, source: str) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _check_containers(manifest: dict[str, Any], where: str) -> None:
 
 def _check_variables(container: dict[str, Any], where: str) -> None:
     env = container.get("env")
-    seen: set[str] = set()
+    names: set[str] = set()
     for variable in env if isinstance(env, list) else ():
         name = variable.get("name") if isinstance(variable, dict) else None
         if not isinstance(name, str) or not isinstance(variable.get("value"), str | None):
@@ -148,12 +148,12 @@ def _check_variables(container: dict[str, Any], where: str) -> None:
                 f"{where}: the environment variable {name!r} of container "
                 f"{container.get('name')!r} is not text: pipe name and value through `quote`"
             )
-        if name in seen:
+        if name in names:
             raise ManifestError(
                 f"{where}: container {container.get('name')!r} sets {name} twice, which the API "
                 "server refuses to apply"
             )
-        seen.add(name)
+        names.add(name)
 
 
 def _is_test(item: object) -> bool:

@@ -118,14 +118,14 @@ class Plan:
 
     def places(self, policies: Iterable[Policy] = Policy) -> dict[str, tuple[str, ...]]:
         """``v1/Pod``-like names of the kinds with objects of these policies, and where they are."""
-        wanted = set(policies)
-        found: dict[str, set[str]] = {}
+        selection = set(policies)
+        namespaces: dict[str, set[str]] = {}
         for item in self.objects:
-            if item.policy in wanted:
-                found.setdefault(str(item.kind), set()).add(item.namespace)
-            if wanted & set(item.claims):
-                found.setdefault(str(CLAIM), set()).add(item.namespace)
-        return {kind: tuple(sorted(found[kind])) for kind in sorted(found)}
+            if item.policy in selection:
+                namespaces.setdefault(str(item.kind), set()).add(item.namespace)
+            if selection & set(item.claims):
+                namespaces.setdefault(str(CLAIM), set()).add(item.namespace)
+        return {kind: tuple(sorted(namespaces[kind])) for kind in sorted(namespaces)}
 
 
 def prepare(
@@ -144,27 +144,31 @@ def prepare(
     Raises:
         ManifestError: an object breaks the contract; names it and its file.
     """
-    known = list(documents)
-    for document in known:
-        _place(document, contract, namespaced(document.kind), known)
-    _refuse_duplicates(known)
+    objects = list(documents)
+    for document in objects:
+        _place(document, contract, namespaced(document.kind), objects)
+    _refuse_duplicates(objects)
     references.check(
-        ((d.where, d.manifest) for d in known), contract.shared_objects, contract.namespace
+        ((d.where, d.manifest) for d in objects), contract.shared_objects, contract.namespace
     )
-    marked = [d for d in known if connection.is_connection(d.manifest, contract.connection_key)]
-    connection.only_one((d.where for d in marked), contract.connection_key)
-    _about(marked[0], partial(connection.check, marked[0].manifest, contract.connection_key))
+    connections = [
+        d for d in objects if connection.is_connection(d.manifest, contract.connection_key)
+    ]
+    connection.only_one((d.where for d in connections), contract.connection_key)
+    _about(
+        connections[0], partial(connection.check, connections[0].manifest, contract.connection_key)
+    )
     warnings: list[str] = []
-    planned = []
-    for document in known:
+    items = []
+    for document in objects:
         policy = _policy(document, contract, warnings)
-        if document is marked[0] and policy is not Policy.STOPPED:
+        if document is connections[0] and policy is not Policy.STOPPED:
             warnings.append(
                 f"{document.where} is what JupyterHub connects to, yet its lifecycle is {policy}: "
                 "it stays when the server stops"
             )
         _about(document, partial(_stamp, document, identity, policy, contract))
-        rank = LAST if document is marked[0] else _RANKS.get(document.kind[1], _REST)
+        rank = LAST if document is connections[0] else _RANKS.get(document.kind[1], _REST)
         claims = tuple(
             Policy(claim["metadata"]["labels"][contract.lifecycle_key])
             for claim in stamping.claim_templates(document.manifest)
@@ -174,16 +178,18 @@ def prepare(
                 f"{document.where}: its persistentVolumeClaimRetentionPolicy deletes its volumes "
                 f"with it ({policy}), whatever their own lifecycle says: write Retain to keep them"
             )
-        planned.append(Planned(document.manifest, policy, rank, document.source, claims))
-    plan = Plan(tuple(sorted(planned, key=lambda o: o.rank)), tuple(warnings))
-    stopped = ",".join(plan.places({Policy.STOPPED}))
-    plan.connection.manifest["metadata"]["annotations"][KINDS] = stopped
+        items.append(Planned(document.manifest, policy, rank, document.source, claims))
+    plan = Plan(tuple(sorted(items, key=lambda o: o.rank)), tuple(warnings))
+    kinds = ",".join(plan.places({Policy.STOPPED}))
+    plan.connection.manifest["metadata"]["annotations"][KINDS] = kinds
     for item in plan.objects:
         _digest(item, nonce)
     return plan
 
 
-def _place(document: Document, contract: Contract, namespaced: bool, known: list[Document]) -> None:
+def _place(
+    document: Document, contract: Contract, namespaced: bool, objects: list[Document]
+) -> None:
     """Check the name, and give the object its namespace or make sure that it has none."""
     metadata = document.manifest["metadata"]
     kind = document.manifest["kind"]
@@ -211,10 +217,10 @@ def _place(document: Document, contract: Contract, namespaced: bool, known: list
     namespace = metadata.setdefault("namespace", contract.namespace)
     made_here = any(
         d.manifest["kind"] == "Namespace" and d.manifest["metadata"]["name"] == namespace
-        for d in known
+        for d in objects
     )
-    allowed = (contract.namespace, *contract.namespaces)
-    if not made_here and not any(fnmatchcase(namespace, pattern) for pattern in allowed):
+    patterns = (contract.namespace, *contract.namespaces)
+    if not made_here and not any(fnmatchcase(namespace, pattern) for pattern in patterns):
         raise ManifestError(
             f"{document.where}: its namespace {namespace!r} is neither {contract.namespace!r} nor "
             "listed in the trait `extra_namespaces`"
@@ -222,21 +228,21 @@ def _place(document: Document, contract: Contract, namespaced: bool, known: list
 
 
 def _refuse_duplicates(documents: Iterable[Document]) -> None:
-    seen: dict[tuple[str, str], Document] = {}
+    sources: dict[tuple[str, str], str] = {}
     for document in documents:
         group = document.manifest["apiVersion"].rpartition("/")[0]
         key = (group, str(ObjectRef.of(document.manifest)))
-        if key in seen:
+        if key in sources:
             raise ManifestError(
-                f"{document.where} is rendered twice, also in {seen[key].source}: names must differ"
+                f"{document.where} is rendered twice, also in {sources[key]}: names must differ"
             )
-        seen[key] = document
+        sources[key] = document.source
 
 
 def _policy(document: Document, contract: Contract, warnings: list[str]) -> Policy:
     annotations = document.manifest["metadata"].get("annotations", {})
-    written = annotations.get(contract.lifecycle_key)
-    if written is None:
+    text = annotations.get(contract.lifecycle_key)
+    if text is None:
         if str(document.kind) not in contract.retained_kinds:
             return Policy.STOPPED
         warnings.append(
@@ -245,10 +251,10 @@ def _policy(document: Document, contract: Contract, warnings: list[str]) -> Poli
         )
         return Policy.USER_DELETED
     try:
-        return Policy(written)
+        return Policy(text)
     except ValueError:
         raise ManifestError(
-            f"{document.where}: {contract.lifecycle_key} is {written!r}, not one of "
+            f"{document.where}: {contract.lifecycle_key} is {text!r}, not one of "
             + ", ".join(Policy)
         ) from None
 

@@ -54,8 +54,8 @@ def compute(live: Live) -> Status:
         return Status(State.TERMINATING, "it is being deleted")
     observed = (live.get("status") or {}).get("observedGeneration")
     # Some kinds write it as text (Argo's Rollout), or something else altogether.
-    seen = int(str(observed)) if str(observed).isdecimal() else None
-    if seen is not None and seen < live["metadata"].get("generation", 0):
+    generation = int(str(observed)) if str(observed).isdecimal() else None
+    if generation is not None and generation < live["metadata"].get("generation", 0):
         return Status(State.IN_PROGRESS, "its controller has not seen this version yet")
     return _RULES.get(live.get("kind", ""), _by_conditions)(live)
 
@@ -69,10 +69,10 @@ def service(live: Live, slices: Iterable[Live]) -> Status:
     if live["metadata"].get("deletionTimestamp"):
         return Status(State.TERMINATING, "it is being deleted")
     spec = live.get("spec") or {}
-    found = list(slices)
-    if spec.get("type") == "ExternalName" or (not spec.get("selector") and not found):
+    endpoint_slices = list(slices)
+    if spec.get("type") == "ExternalName" or (not spec.get("selector") and not endpoint_slices):
         return Status(State.READY)
-    for endpoint_slice in found:
+    for endpoint_slice in endpoint_slices:
         for endpoint in endpoint_slice.get("endpoints") or ():
             # An unset condition means ready (discovery.k8s.io/v1).
             if (endpoint.get("conditions") or {}).get("ready", True):
@@ -82,9 +82,9 @@ def service(live: Live, slices: Iterable[Live]) -> Status:
 
 def server_container(pod: Live) -> str:
     """The container that is the server: the one its author names as default, else the first."""
-    named = (pod["metadata"].get("annotations") or {}).get(DEFAULT_CONTAINER)
-    if named:
-        return str(named)
+    name = (pod["metadata"].get("annotations") or {}).get(DEFAULT_CONTAINER)
+    if name:
+        return str(name)
     containers = (pod.get("spec") or {}).get("containers") or [{}]
     return str(containers[0].get("name", ""))
 
@@ -99,13 +99,13 @@ def ended(pod: Live, crash_loop_restarts: int | None = None) -> Ended | None:
     loop = crash_loop(pod, crash_loop_restarts) if crash_loop_restarts is not None else None
     terminated = (_server_status(pod).get("state") or {}).get("terminated")
     if terminated:
-        over = _ended(terminated)
-        if _restarts(pod, over.code) and status.get("phase") not in ("Succeeded", "Failed"):
+        end = _ended(terminated)
+        if _restarts(pod, end.code) and status.get("phase") not in ("Succeeded", "Failed"):
             return loop
         if status.get("phase") == "Failed" and status.get("reason"):
             # Evicted, node shut down: the container's own reason is a mere consequence.
-            return Ended(over.code, sentence(status, "Failed"))
-        return over
+            return Ended(end.code, sentence(status, "Failed"))
+        return end
     if status.get("phase") == "Failed":
         return Ended(1, sentence(status, "Failed"))
     if status.get("phase") == "Succeeded":
@@ -113,7 +113,7 @@ def ended(pod: Live, crash_loop_restarts: int | None = None) -> Ended | None:
     return loop
 
 
-def crash_loop(pod: Live, allowed: int) -> Ended | None:
+def crash_loop(pod: Live, limit: int) -> Ended | None:
     """How the server ends again and again; None while it may be restarted once more.
 
     For the first seconds of CrashLoopBackOff the kubelet only says that the container ended.
@@ -122,18 +122,18 @@ def crash_loop(pod: Live, allowed: int) -> Ended | None:
     count, last = restarts(pod)
     terminated = state.get("terminated")
     waits = (state.get("waiting") or {}).get("reason") == "CrashLoopBackOff"
-    if count < allowed or not (waits or (terminated and _ran_shortly(terminated))):
+    if count < limit or not (waits or (terminated and _ran_shortly(terminated))):
         return None
-    over = _ended(terminated) if terminated else last or Ended(1, "Error")
-    return Ended(over.code, f"{over.reason}, again after {count} restarts (CrashLoopBackOff)")
+    end = _ended(terminated) if terminated else last or Ended(1, "Error")
+    return Ended(end.code, f"{end.reason}, again after {count} restarts (CrashLoopBackOff)")
 
 
 def _ran_shortly(terminated: Mapping[str, Any]) -> bool:
-    began, ended = terminated.get("startedAt"), terminated.get("finishedAt")
-    if not began or not ended:
+    start, finish = terminated.get("startedAt"), terminated.get("finishedAt")
+    if not start or not finish:
         return False
-    ran = datetime.fromisoformat(str(ended)) - datetime.fromisoformat(str(began))
-    return ran.total_seconds() < _SHORT_RUN
+    duration = datetime.fromisoformat(str(finish)) - datetime.fromisoformat(str(start))
+    return duration.total_seconds() < _SHORT_RUN
 
 
 def restarts(pod: Live) -> tuple[int, Ended | None]:
@@ -155,8 +155,8 @@ def unreachable(pod: Live) -> str:
 
     The node controller then sets Ready to False and gives no reason; a kubelet always gives one.
     """
-    ready = condition(pod, "Ready")
-    if ready.get("status") != "False" or ready.get("reason"):
+    readiness = condition(pod, "Ready")
+    if readiness.get("status") != "False" or readiness.get("reason"):
         return ""
     if condition(pod, "ContainersReady").get("status") != "True":
         return ""
@@ -189,22 +189,22 @@ def _restarts(pod: Live, code: int) -> bool:
     spec = pod.get("spec") or {}
     name = server_container(pod)
     containers: list[Mapping[str, Any]] = spec.get("containers") or []
-    own = next((found for found in containers if found.get("name") == name), {})
-    if own.get("restartPolicyRules"):
+    container = next((item for item in containers if item.get("name") == name), {})
+    if container.get("restartPolicyRules"):
         return True  # the kubelet judges them; where it does not restart, the phase says so
-    policy = own.get("restartPolicy") or spec.get("restartPolicy", "Always")
+    policy = container.get("restartPolicy") or spec.get("restartPolicy", "Always")
     return policy == "Always" or (policy == "OnFailure" and code != 0)
 
 
 def _pod(live: Live) -> Status:
-    over = ended(live)
-    if over:
-        return Status(State.FAILED, f"it ended: {over.reason}")
+    end = ended(live)
+    if end:
+        return Status(State.FAILED, f"it ended: {end.reason}")
     if condition(live, "Ready").get("status") == "True":
         return Status(State.READY)
-    scheduled = condition(live, "PodScheduled")
-    if scheduled.get("status") == "False":
-        return Status(State.IN_PROGRESS, sentence(scheduled, "waiting for a node"))
+    scheduling = condition(live, "PodScheduled")
+    if scheduling.get("status") == "False":
+        return Status(State.IN_PROGRESS, sentence(scheduling, "waiting for a node"))
     status = live.get("status") or {}
     for group in ("initContainerStatuses", "containerStatuses"):
         for container in status.get(group) or ():
@@ -223,16 +223,16 @@ def _replicas(ready_field: str, updated_field: str | None) -> Callable[[Live], S
         failure = condition(live, "ReplicaFailure")
         if failure.get("status") == "True":  # for how long is the failure rules' question
             return Status(State.IN_PROGRESS, sentence(failure, "its pods cannot be created"))
-        wanted = int((live.get("spec") or {}).get("replicas", 1))
+        total = int((live.get("spec") or {}).get("replicas", 1))
         status = live.get("status") or {}
         if status.get("observedGeneration") is None:
             return Status(State.IN_PROGRESS, "its controller has not seen it yet")
         counts = [ready_field]
         if updated_field and not _updates_by_hand(live):
             counts.append(updated_field)
-        short = min(int(status.get(name) or 0) for name in counts)
-        if short < wanted:
-            return Status(State.IN_PROGRESS, f"{short} of {wanted} replicas are ready")
+        count = min(int(status.get(name) or 0) for name in counts)
+        if count < total:
+            return Status(State.IN_PROGRESS, f"{count} of {total} replicas are ready")
         return Status(State.READY)
 
     return rule
@@ -245,26 +245,26 @@ def _updates_by_hand(live: Live) -> bool:
 
 def _daemon_set(live: Live) -> Status:
     status = live.get("status") or {}
-    wanted = int(status.get("desiredNumberScheduled") or 0)
-    ready = int(status.get("numberReady") or 0)
-    if status.get("observedGeneration") is None or ready < wanted:
-        return Status(State.IN_PROGRESS, f"{ready} of {wanted} pods are ready")
+    total = int(status.get("desiredNumberScheduled") or 0)
+    count = int(status.get("numberReady") or 0)
+    if status.get("observedGeneration") is None or count < total:
+        return Status(State.IN_PROGRESS, f"{count} of {total} pods are ready")
     return Status(State.READY)
 
 
 def _job(live: Live) -> Status:
-    failed = condition(live, "Failed")
-    if failed.get("status") == "True":
-        return Status(State.FAILED, sentence(failed, "it failed"))
+    failure = condition(live, "Failed")
+    if failure.get("status") == "True":
+        return Status(State.FAILED, sentence(failure, "it failed"))
     if condition(live, "Complete").get("status") == "True":
         return Status(State.READY)
     return Status(State.IN_PROGRESS, "it is not complete yet")
 
 
-def _phase(wanted: str) -> Callable[[Live], Status]:
+def _phase(goal: str) -> Callable[[Live], Status]:
     def rule(live: Live) -> Status:
         phase = (live.get("status") or {}).get("phase")
-        if phase == wanted:
+        if phase == goal:
             return Status(State.READY)
         return Status(State.IN_PROGRESS, f"its phase is {phase or 'not set'}")
 
@@ -273,32 +273,32 @@ def _phase(wanted: str) -> Callable[[Live], Status]:
 
 def _by_conditions(live: Live) -> Status:
     """The generic rules: Stalled fails, Reconciling waits, Ready or Available decides."""
-    stalled = condition(live, "Stalled")
-    if stalled.get("status") == "True":
-        return Status(State.FAILED, sentence(stalled, "it is stalled"))
-    reconciling = condition(live, "Reconciling")
-    if reconciling.get("status") == "True":
-        return Status(State.IN_PROGRESS, sentence(reconciling, "it is being reconciled"))
+    stall = condition(live, "Stalled")
+    if stall.get("status") == "True":
+        return Status(State.FAILED, sentence(stall, "it is stalled"))
+    reconciliation = condition(live, "Reconciling")
+    if reconciliation.get("status") == "True":
+        return Status(State.IN_PROGRESS, sentence(reconciliation, "it is being reconciled"))
     for name in ("Ready", "Available"):
-        found = condition(live, name)
-        if found and found.get("status") != "True":
-            return Status(State.IN_PROGRESS, sentence(found, f"{name} is not True"))
+        entry = condition(live, name)
+        if entry and entry.get("status") != "True":
+            return Status(State.IN_PROGRESS, sentence(entry, f"{name} is not True"))
     return Status(State.READY)
 
 
 def condition(live: Live, name: str) -> Mapping[str, Any]:
     """The condition of this type, or an empty one."""
     conditions = (live.get("status") or {}).get("conditions")
-    for found in conditions if isinstance(conditions, list) else ():
-        if isinstance(found, Mapping) and found.get("type") == name:
-            return found
+    for entry in conditions if isinstance(conditions, list) else ():
+        if isinstance(entry, Mapping) and entry.get("type") == name:
+            return entry
     return {}
 
 
-def sentence(source: Mapping[str, Any], otherwise: str) -> str:
+def sentence(source: Mapping[str, Any], default: str) -> str:
     """``Reason: message``, as far as the cluster gives them."""
     parts = [str(source[key]) for key in ("reason", "message") if source.get(key)]
-    return ": ".join(parts) or otherwise
+    return ": ".join(parts) or default
 
 
 _RULES: Mapping[str, Callable[[Live], Status]] = {

@@ -18,10 +18,10 @@ def undeclared(message: str) -> list[str]:
 
 def without(manifest: dict[str, Any], paths: list[str]) -> dict[str, Any]:
     """A copy of ``manifest`` that lacks the fields at ``paths``."""
-    trimmed = copy.deepcopy(manifest)
+    result = copy.deepcopy(manifest)
     for path in paths:
-        _cut(trimmed, path)
-    return trimmed
+        _cut(result, path)
+    return result
 
 
 def _cut(value: Any, path: str) -> None:
@@ -45,7 +45,7 @@ def _item(value: Any, step: re.Match[str]) -> Any:
     if step["index"]:
         return items[int(step["index"])] if int(step["index"]) < len(items) else None
     # A list keyed by fields, of which the manifest may leave out defaults (protocol="TCP").
-    wanted = {
+    fields = {
         key["name"]: key["text"] if key["text"] is not None else key["other"]
         for key in _KEY.finditer(step["keys"])
     }
@@ -53,6 +53,6 @@ def _item(value: Any, step: re.Match[str]) -> Any:
         item
         for item in items
         if isinstance(item, dict)
-        and all(str(item[name]) == value for name, value in wanted.items() if name in item)
+        and all(str(item[name]) == value for name, value in fields.items() if name in item)
     ]
-    return max(candidates, key=lambda item: len(wanted.keys() & item.keys()), default=None)
+    return max(candidates, key=lambda item: len(fields.keys() & item.keys()), default=None)

@@ -116,29 +116,29 @@ class Canaries:
 
     def probe(self, values: Mapping[str, Any], tainted: Collection[Path]) -> Probe | None:
         """``values`` with canaries; None if there is nothing to replace."""
-        replaced: Any = dict(values)
+        result: Any = dict(values)
         for where in sorted(tainted, key=lambda one: one[0] in NOT_TRACED):
-            replaced = _changed(replaced, where, self._replace)
+            result = _changed(result, where, self._replace)
             if where[0] not in NOT_TRACED:
                 self.traced = frozenset(self.by_text)
         if not self.texts:
             return None
-        copied = values.keys() if self.traced else frozenset()
-        for name in copied - {where[0] for where in tainted if len(where) == 1}:
-            replaced[name] = self._replace_copies(replaced[name], (name,))
+        names = values.keys() if self.traced else frozenset()
+        for name in names - {where[0] for where in tainted if len(where) == 1}:
+            result[name] = self._replace_copies(result[name], (name,))
         pattern = re.compile(rf"Zq\.[0-9]+_{self.nonce}@qZ(?:\$\(q\))?")
         lookalikes = tuple(text for text in self.by_text if is_lookalike(text))
-        return Probe(replaced, self.texts, self.places, pattern, lookalikes)
+        return Probe(result, self.texts, self.places, pattern, lookalikes)
 
     def _replace(self, value: Any, where: Path) -> Any:
         if where in self.trusted:
             return value
         if isinstance(value, str):
             return self._canary(value, where) if self._may_change(value, where) else value
-        inside = self._inside(value, where, self._replace)
+        result = self._inside(value, where, self._replace)
         if self._may_grow(value, where):
-            self._grow(inside, where)
-        return inside
+            self._grow(result, where)
+        return result
 
     def _may_grow(self, value: Any, where: Path) -> bool:
         if not self.risky or where[0] in _OURS:
@@ -188,15 +188,15 @@ class Canaries:
             return [replace(item, (*where, index)) for index, item in enumerate(value)]
         return value
 
-    def _grow(self, inside: Any, where: Path) -> None:
+    def _grow(self, content: Any, where: Path) -> None:
         """One more entry, like the last one: a template must not notice how many there are."""
-        if isinstance(inside, dict):
-            more = self._more(where, " (its keys)")
-            inside[more] = _like(next(reversed(inside.values()), None), more)
-        elif isinstance(inside, list):
-            more = self._more(where, " (its items)")
+        if isinstance(content, dict):
+            canary = self._more(where, " (its keys)")
+            content[canary] = _like(next(reversed(content.values()), None), canary)
+        elif isinstance(content, list):
+            canary = self._more(where, " (its items)")
             # Go prints a list as `[a b]`, which is one of YAML: the comma tells.
-            inside.append(_like(inside[-1] if inside else None, f"{more}, {more}"))
+            content.append(_like(content[-1] if content else None, f"{canary}, {canary}"))
 
     def _more(self, where: Path, what: str) -> str:
         canary = self._new(where, what)
@@ -217,13 +217,13 @@ class Canaries:
         return canary
 
 
-def _changed(value: Any, where: Path, change: _Replace, done: Path = ()) -> Any:
+def _changed(value: Any, where: Path, change: _Replace, prefix: Path = ()) -> Any:
     """A copy of ``value`` with what is at ``where`` changed, if there is anything."""
     if not where:
-        return change(value, done)
+        return change(value, prefix)
     if isinstance(value, Mapping) and where[0] in value:
         key = str(where[0])
-        return {**value, key: _changed(value[key], where[1:], change, (*done, key))}
+        return {**value, key: _changed(value[key], where[1:], change, (*prefix, key))}
     return value
 
 

@@ -60,8 +60,8 @@ class Chart:
     @cached_property
     def without_schema(self) -> Chart:
         """For the guard, which puts words of its own where a schema may want a number."""
-        kept = {k: v for k, v in self.files.items() if PurePosixPath(k).name != SCHEMA}
-        return self if len(kept) == len(self.files) else Chart(self.source, kept)
+        files = {k: v for k, v in self.files.items() if PurePosixPath(k).name != SCHEMA}
+        return self if len(files) == len(self.files) else Chart(self.source, files)
 
     @cached_property
     def calls_tpl(self) -> bool:
@@ -94,8 +94,8 @@ class Chart:
         if self._schema_keys is None:
             return None
         looked_at = {key: values[key] for key in self._schema_keys & values.keys()}
-        given = sorted((key, value is None) for key, value in values.items())
-        text = json.dumps([self.digest, given, looked_at], sort_keys=True)
+        nulls = sorted((key, value is None) for key, value in values.items())
+        text = json.dumps([self.digest, nulls, looked_at], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
@@ -149,10 +149,10 @@ class ChartSource:
 
     async def _look(self) -> None:
         try:
-            seen = await asyncio.to_thread(_fingerprint, self._path)
-            if seen == self._fingerprint:
+            fingerprint = await asyncio.to_thread(_fingerprint, self._path)
+            if fingerprint == self._fingerprint:
                 return
-            seen, chart = await asyncio.to_thread(_read, self._path)
+            fingerprint, chart = await asyncio.to_thread(_read, self._path)
             _check(chart)
         except TemplateError as error:
             if self._chart is None:
@@ -161,7 +161,7 @@ class ChartSource:
                 "The template stays as it was, for its new version is broken: %s", error
             )
             return
-        self._fingerprint, self._chart = seen, chart
+        self._fingerprint, self._chart = fingerprint, chart
 
 
 def _read(path: Path) -> tuple[Fingerprint, Chart]:
@@ -319,16 +319,16 @@ def _check(chart: Chart) -> None:
 
 def _check_dependencies(chart: Chart, about: Mapping[str, Any]) -> None:
     """Helm's library renders without what is missing, and says nothing."""
-    declared = _declared(chart, "Chart.yaml", about)
+    dependencies = _declared(chart, "Chart.yaml", about)
     if "requirements.yaml" in chart.files:
         requirements = _mapping(chart, "requirements.yaml")
-        declared = [*declared, *_declared(chart, "requirements.yaml", requirements)]
-    present = _subcharts(chart)
-    for dependency in declared:
+        dependencies = [*dependencies, *_declared(chart, "requirements.yaml", requirements)]
+    subcharts = _subcharts(chart)
+    for dependency in dependencies:
         name = dependency.get("name") if isinstance(dependency, dict) else None
         if not isinstance(name, str):
             raise TemplateError(f"{chart.source}/Chart.yaml has a dependency without a name.")
-        if not any(_holds(entry, name) for entry in present):
+        if not any(_holds(entry, name) for entry in subcharts):
             raise TemplateError(
                 f"The chart {chart.source} depends on {name!r}, which is not in its charts/. "
                 f"Run `helm dependency build {chart.source}` and ship charts/ with it."
@@ -363,10 +363,10 @@ def _mapping(chart: Chart, name: str) -> dict[str, Any]:
 
 
 def _no_chart(chart: Chart) -> str:
-    below = sorted(name.split("/")[0] for name in chart.files if name.count("/") == 1
+    folders = sorted(name.split("/")[0] for name in chart.files if name.count("/") == 1
                    and name.endswith("/Chart.yaml"))  # fmt: skip
-    if below:
-        return f"{chart.source} is not a chart, but {chart.source}/{below[0]} is: name that one."
+    if folders:
+        return f"{chart.source} is not a chart, but {chart.source}/{folders[0]} is: name that one."
     return (
         f"{chart.source} is not a Helm chart: it has no Chart.yaml. A chart is a folder with "
         "Chart.yaml and templates/; in a ConfigMap the keys are `Chart.yaml` and, for "

@@ -41,15 +41,15 @@ class Redactor:
     @cached_property
     def _forms(self) -> list[tuple[str, str]]:
         """Each form with its name, long ones first: one secret may hold another."""
-        found: dict[str, str] = {}
+        forms: dict[str, str] = {}
         for text, name in self._secrets():
             if len(text) >= _SHORTEST_SECRET:
-                found.update({form: name for form in _forms(text) if form not in found})
-        return sorted(found.items(), key=lambda item: len(item[0]), reverse=True)
+                forms.update({form: name for form in _forms(text) if form not in forms})
+        return sorted(forms.items(), key=lambda item: len(item[0]), reverse=True)
 
     def _secrets(self) -> Iterator[tuple[str, str]]:
-        others = {name: value for name, value in self.values.items() if name != "env"}
-        yield from _named(others, "value ")
+        values = {name: value for name, value in self.values.items() if name != "env"}
+        yield from _named(values, "value ")
         for name, text in _environment(self.values.get("env")):
             if _is_secret(name, text):
                 yield text, f"[env {name}]"
@@ -66,10 +66,10 @@ def masked_log(log: logging.Logger, mask: Callable[[str], str]) -> logging.Logge
         record.msg, record.args = mask(record.getMessage()), ()
         return True
 
-    masked = logging.Logger(log.name)  # noqa: LOG001 - getLogger would keep one of each start
-    masked.parent = log
-    masked.addFilter(remove)
-    return masked
+    logger = logging.Logger(log.name)  # noqa: LOG001 - getLogger would keep one of each start
+    logger.parent = log
+    logger.addFilter(remove)
+    return logger
 
 
 def _forms(text: str) -> Iterator[str]:

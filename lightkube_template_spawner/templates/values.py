@@ -52,20 +52,20 @@ def env_list(env: Mapping[str, Any]) -> list[dict[str, Any]]:
     Of a circle of uses, which Kubernetes leaves as text, the first by name comes last.
     """
     order: dict[str, None] = {}
-    waiting: list[str] = []
-    for first in sorted(env):
-        waiting.append(first)
+    stack: list[str] = []
+    for start in sorted(env):
+        stack.append(start)
         open_names: set[str] = set()
-        while waiting:
-            name = waiting[-1]
+        while stack:
+            name = stack[-1]
             text = env[name] if isinstance(env[name], str) else ""
-            found = {use for use in _USE.findall(text) if use in env and use != name}
-            uses = sorted(use for use in found if use not in order and use not in open_names)
+            references = {use for use in _USE.findall(text) if use in env and use != name}
+            uses = sorted(use for use in references if use not in order and use not in open_names)
             if uses:
                 open_names.add(name)
-                waiting += reversed(uses)
+                stack += reversed(uses)
             else:
-                order.setdefault(waiting.pop())
+                order.setdefault(stack.pop())
     return [_variable(name, env[name]) for name in order]
 
 

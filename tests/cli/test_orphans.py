@@ -27,7 +27,7 @@ from lightkube_template_spawner.errors import ConfigurationError, HubError
 from lightkube_template_spawner.hub import rest as hubapi
 from lightkube_template_spawner.hub.rest import SCOPES, HubApi
 from lightkube_template_spawner.hub.settings import Settings
-from lightkube_template_spawner.lifecycle.orphans import Known
+from lightkube_template_spawner.lifecycle.orphans import Roster
 from lightkube_template_spawner.lifecycle.record import STATE, Record
 from lightkube_template_spawner.objects.identity import Identity, Policy
 from tests.support.connect import connect
@@ -100,12 +100,12 @@ def user(name: str, *, pinned: str = "", stopped: bool = False) -> dict[str, Any
     return {"name": name, "servers": {"": server}}
 
 
-def read(hub: StubHub, **environment: str) -> Known:
+def read(hub: StubHub, **environment: str) -> Roster:
     given = {"JUPYTERHUB_API_URL": hub.url, "JUPYTERHUB_API_TOKEN": TOKEN, **environment}
-    return HubApi(given, patience=0).read(Known("i", LIFECYCLE))
+    return HubApi(given, patience=0).read(Roster("i", LIFECYCLE))
 
 
-def owns(known: Known, *names: str) -> list[bool]:
+def owns(known: Roster, *names: str) -> list[bool]:
     found = (known.why_orphan(Identity("i", name).user_labels) for name in names)
     return [not why for why in found]
 

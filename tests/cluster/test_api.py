@@ -440,8 +440,6 @@ async def test_apply_sends_everything_it_is_given(fake: FakeApiServer, api: Api)
     assert seen.query["fieldManager"] == "lts:é"
     assert seen.query.get("force", "false") == "false"
     assert "dryRun" not in seen.query
-    await api.apply(CONFIG, manifest, manager="m", dry_run=True)
-    assert fake.requests[-1].query["dryRun"] == "All"
 
 
 async def test_a_generic_class_is_made_once_and_not_registered() -> None:

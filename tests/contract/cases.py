@@ -243,15 +243,6 @@ async def apply_refuses_a_secret_that_is_not_base64(api: Api, space: str) -> Non
 
 
 @case
-async def apply_dry_writes_nothing(api: Api, space: str) -> None:
-    await api.apply(CONFIG, config(space, resourceVersion="1"), manager="lts:a", dry_run=True)
-    assert await get(api, CONFIG, space, "c") is None
-    await post(api, CONFIG, config(space))
-    with pytest.raises(Conflict):
-        await api.apply(CONFIG, config(space, resourceVersion="1"), manager="a", dry_run=True)
-
-
-@case
 async def apply_needs_the_namespace(api: Api, space: str) -> None:
     with pytest.raises(NotFound, match=f'namespaces "{space}-no" not found'):
         await api.apply(CONFIG, config(f"{space}-no", resourceVersion="1"), manager="lts:a")

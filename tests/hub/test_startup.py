@@ -15,7 +15,7 @@ from jupyterhub import orm
 
 from lightkube_template_spawner.cli import orphans
 from lightkube_template_spawner.hub import startup
-from lightkube_template_spawner.lifecycle.orphans import Known
+from lightkube_template_spawner.lifecycle.orphans import Roster
 from lightkube_template_spawner.objects.identity import Policy
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from tests.support.charts import write_chart
@@ -92,7 +92,7 @@ async def test_the_database_is_read_in_pieces(
             hub.add_server(hub.user(name), "work")
         hub.db.delete(hub.db.query(orm.User).filter_by(name="u2").one())
         hub.db.commit()
-        known = await startup.known_to(hub.db, Known(INSTANCE, LIFECYCLE))
+        known = await startup.known_to(hub.db, Roster(INSTANCE, LIFECYCLE))
         for name in names:
             there = replace(ME, username=name, servername="work")
             labels = {**there.server_labels, LIFECYCLE: Policy.SERVER_DELETED.value}

@@ -89,7 +89,7 @@ async def purge(world: World, identity: Identity, record: Record) -> None:
         identity.user_selection(),
         owner=identity.owner,
         namespaces=["hub", *record.namespaces],
-        known=record.retained,
+        known_kinds=record.retained,
         cluster_kinds=["v1/Namespace"],
         timeout=3,
     )
@@ -144,7 +144,7 @@ async def test_a_namesake_elsewhere_is_not_seen_by_a_watch_of_all_namespaces(
     fake.put({**pod, "metadata": {"name": "s", "namespace": "theirs", "labels": labels}})
     await asyncio.sleep(0.05)
     assert {live.meta.namespace for live in world.cluster.objects_of(ME.owner)} == {"", space(ME)}
-    assert world.cluster.known("v1/Pod", "theirs", "s") is None
+    assert world.cluster.find(ObjectRef(POD, "theirs", "s")) is None
     await world.stop(record)
     await world.stop(await launch(world))
     assert fake.find("Pod", "theirs", "s")

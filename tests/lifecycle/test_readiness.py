@@ -14,7 +14,7 @@ import pytest
 
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.reflector import Reflector
-from lightkube_template_spawner.errors import StartFailed
+from lightkube_template_spawner.errors import StartFailed, Unavailable
 from lightkube_template_spawner.lifecycle import failures, liveness
 from lightkube_template_spawner.lifecycle import readiness as module
 from lightkube_template_spawner.lifecycle.readiness import Waiter
@@ -87,7 +87,7 @@ class Start:
         return await liveness.watch(Server(self.cluster, RECORD))
 
     def ready(self) -> str | None:
-        live = self.cluster.known("v1/Pod", "hub", "s")
+        live = self.cluster.find(ObjectRef(POD, "hub", "s"))
         ready = live and READY in (live.as_dict().get("status") or {}).get("conditions", ())
         return "ready" if ready else None
 
@@ -365,3 +365,15 @@ async def test_time_that_is_up_has_the_clusters_words(start: Start) -> None:
     )
     assert late.reason == "unschedulable"
     assert start.waiting().late(5).reason == "timeout"
+
+
+async def test_time_that_is_up_says_why_the_hub_saw_nothing_in_its_own_namespaces(
+    start: Start,
+) -> None:
+    pods = await start.cluster.discovery.kind(*POD)
+    for namespace in ("hub", "somebody-elses"):
+        store = start.cluster.reflector(pods, namespace)
+        store.error = Unavailable(f"no answer about {namespace}", code=503)
+    words = str(start.waiting().late(5))
+    assert "no answer about hub" in words
+    assert "somebody-elses" not in words

@@ -119,7 +119,7 @@ async def test_other_servers_of_the_user_stay(fake: FakeApiServer, cluster: Clus
 async def test_kinds_that_are_gone_hold_nothing_up(fake: FakeApiServer, cluster: Cluster) -> None:
     server(fake)
     kinds = {**RECORD.kinds, "gone.example.org/v1/Gone": ("hub",)}
-    await stop(cluster, replace(RECORD, kinds=kinds), also=["v1/ConfigMap", "x/v1/Y"])
+    await stop(cluster, replace(RECORD, kinds=kinds), extra_kinds=["v1/ConfigMap", "x/v1/Y"])
     assert fake.left() == {"PersistentVolumeClaim/s"}
     assert fake.count("DELETE .*configmaps$") == 1
 
@@ -309,7 +309,7 @@ def _cancel_at(fake: FakeApiServer, task: asyncio.Task[None], number: int, momen
 
 
 async def purge(cluster: Cluster, **options: Any) -> None:
-    given: dict[str, Any] = {"namespaces": ["hub"], "known": {}, "timeout": 2, **options}
+    given: dict[str, Any] = {"namespaces": ["hub"], "known_kinds": {}, "timeout": 2, **options}
     await Removal(cluster, log).purge(ME.user_selection(), owner=ME.owner, **given)
 
 
@@ -338,14 +338,14 @@ async def test_without_full_rights_only_what_is_known(
 ) -> None:
     server(fake)
     fake.incomplete = True
-    await purge(cluster, known={"v1/Secret": ("hub",)}, only=["v1/Pod"])
+    await purge(cluster, known_kinds={"v1/Secret": ("hub",)}, only_kinds=["v1/Pod"])
     assert fake.left() == {"Service/s", "NetworkPolicy/s", "PersistentVolumeClaim/s"}
     fake.incomplete = False
     fake.rules = [{"apiGroups": [""], "resources": ["services"], "verbs": ["list", "delete"]}]
     await purge(cluster)
     assert fake.left() == {"NetworkPolicy/s", "PersistentVolumeClaim/s"}
     fake.rules = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
-    await purge(cluster, only=["networking.k8s.io/v1/NetworkPolicy"])
+    await purge(cluster, only_kinds=["networking.k8s.io/v1/NetworkPolicy"])
     assert fake.left() == {"PersistentVolumeClaim/s"}
 
 

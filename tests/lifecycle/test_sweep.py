@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.errors import HubError, RemovalIncomplete
-from lightkube_template_spawner.lifecycle.orphans import Known, Server
+from lightkube_template_spawner.lifecycle.orphans import KnownServer, Roster
 from lightkube_template_spawner.lifecycle.record import STATE, Record
-from lightkube_template_spawner.lifecycle.sweep import Found, Sweep
+from lightkube_template_spawner.lifecycle.sweep import Survey, Sweep
 from lightkube_template_spawner.objects.identity import OWNER, Identity, Policy
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, Refusal
@@ -50,15 +50,15 @@ def people(draw: st.DrawFn) -> list[tuple[str, list[tuple[str, Identity]]]]:
 
     Some were renamed since their first start, as were some of their servers.
     """
-    found = []
+    items = []
     for user in draw(st.lists(NAMES, unique=True, min_size=1, max_size=4)):
         pinned = draw(st.one_of(st.just(user), NAMES))
         servers = draw(st.lists(SERVER_NAMES, unique=True, max_size=3))
-        found.append(
+        items.append(
             (user, [(name, Identity("i", pinned, draw(st.just(name) | SERVER_NAMES)))
                     for name in servers])
         )  # fmt: skip
-    return found
+    return items
 
 
 @settings(deadline=None, max_examples=100)
@@ -66,7 +66,7 @@ def people(draw: st.DrawFn) -> list[tuple[str, list[tuple[str, Identity]]]]:
 def test_nothing_of_a_known_running_server_is_ever_an_orphan(
     known_people: list[tuple[str, list[tuple[str, Identity]]]], data: st.DataObject
 ) -> None:
-    known = Known("i", LIFECYCLE)
+    roster = Roster("i", LIFECYCLE)
     for user, servers in known_people:
         # A server that was never renamed may still be without a record.
         states = [
@@ -75,11 +75,13 @@ def test_nothing_of_a_known_running_server_is_ever_an_orphan(
             else state_of(identity)
             for name, identity in servers
         ]
-        known.add(user, [Server(n, True, s) for (n, _), s in zip(servers, states, strict=True)])
+        roster.add(
+            user, [KnownServer(n, True, s) for (n, _), s in zip(servers, states, strict=True)]
+        )
     for _, servers in known_people:
         for _, identity in servers:
             for policy in Policy:
-                assert known.why_orphan(labels_of(identity, policy)) == ""
+                assert roster.why_orphan(labels_of(identity, policy)) == ""
 
 
 @settings(deadline=None, max_examples=50)
@@ -88,10 +90,10 @@ def test_everything_of_a_user_who_is_gone_is_an_orphan(
     names: list[str], server: str, policy: Policy
 ) -> None:
     gone, *there = names
-    known = Known("i", LIFECYCLE)
+    roster = Roster("i", LIFECYCLE)
     for name in there:
-        known.add(name, [Server(server, True)])
-    assert "no such user" in known.why_orphan(labels_of(Identity("i", gone, server), policy))
+        roster.add(name, [KnownServer(server, True)])
+    assert "no such user" in roster.why_orphan(labels_of(Identity("i", gone, server), policy))
 
 
 @pytest.mark.parametrize(("server", "policy", "active", "why"), [
@@ -106,24 +108,24 @@ def test_everything_of_a_user_who_is_gone_is_an_orphan(
 def test_why_an_object_of_a_known_user_is_an_orphan(
     server: str, policy: Policy, active: bool, why: str
 ) -> None:
-    known = Known("i", LIFECYCLE)
-    known.add(ME.username, [Server("", active)])
+    roster = Roster("i", LIFECYCLE)
+    roster.add(ME.username, [KnownServer("", active)])
     labels = {**replace(ME, servername=server).server_labels, LIFECYCLE: policy.value}
-    found = known.why_orphan(labels)
-    assert found == why if not why else why in found
+    reason = roster.why_orphan(labels)
+    assert reason == why if not why else why in reason
 
 
 def test_a_record_of_another_instance_makes_nobody_known() -> None:
-    known = Known("i", LIFECYCLE)
-    known.add("renamed", [Server("", True, state_of(replace(ME, instance="other")))])
-    assert known.records == 0
-    assert known.why_orphan(labels_of(ME, Policy.USER_DELETED))
+    roster = Roster("i", LIFECYCLE)
+    roster.add("renamed", [KnownServer("", True, state_of(replace(ME, instance="other")))])
+    assert roster.records == 0
+    assert roster.why_orphan(labels_of(ME, Policy.USER_DELETED))
 
 
 def test_an_object_without_a_policy_is_left_to_its_user() -> None:
-    known = Known("i", LIFECYCLE)
-    known.add(ME.username, [])
-    assert known.why_orphan(ME.server_labels) == ""
+    roster = Roster("i", LIFECYCLE)
+    roster.add(ME.username, [])
+    assert roster.why_orphan(ME.server_labels) == ""
 
 
 # A look at a cluster
@@ -133,17 +135,19 @@ class HubOfTwo:
     """Knows ``ME`` with a running server until told otherwise."""
 
     def __init__(self) -> None:
-        self.users: dict[str, list[Server]] = {ME.username: [Server("", True, state_of(ME))]}
+        self.users: dict[str, list[KnownServer]] = {
+            ME.username: [KnownServer("", True, state_of(ME))]
+        }
         self.asked = 0
         self.hooks: dict[int, Any] = {}  # what happens right before the nth question
 
-    async def __call__(self) -> Known:
+    async def __call__(self) -> Roster:
         self.asked += 1
         self.hooks.get(self.asked, lambda: None)()
-        known = Known("i", LIFECYCLE)
+        roster = Roster("i", LIFECYCLE)
         for name, servers in self.users.items():
-            known.add(name, servers)
-        return known
+            roster.add(name, servers)
+        return roster
 
 
 @pytest.fixture
@@ -176,8 +180,8 @@ def server(fake: FakeApiServer, identity: Identity, name: str, **metadata: Any) 
         fake.put(item)  # the API server itself says when it was created; this says otherwise
 
 
-def orphans(found: Found) -> set[str]:
-    return {f"{o.kind.kind}/{o.meta.namespace}/{o.meta.name}" for o in found.orphans}
+def orphans(survey: Survey) -> set[str]:
+    return {f"{o.kind.kind}/{o.meta.namespace}/{o.meta.name}" for o in survey.orphans}
 
 
 THREE = {"Pod", "Secret", "PersistentVolumeClaim"}
@@ -196,10 +200,10 @@ async def test_objects_of_an_unknown_user_are_found_and_only_those(
     controlled["metadata"]["ownerReferences"] = [{"controller": True, "uid": "u"}]
     fake.put(controlled)
     fake.put(manifest("EndpointSlice", "s", YOU, api_version="discovery.k8s.io/v1"))
-    found = await sweep.find(["hub"])
-    assert orphans(found) == {f"{kind}/hub/yours" for kind in THREE}
-    assert "made for user" in str(found.orphans[0])
-    assert not found.failed
+    survey = await sweep.find(["hub"])
+    assert orphans(survey) == {f"{kind}/hub/yours" for kind in THREE}
+    assert "made for user" in str(survey.orphans[0])
+    assert not survey.failures
 
 
 async def test_namespaces_on_record_are_looked_at_and_all_if_wanted(
@@ -209,7 +213,7 @@ async def test_namespaces_on_record_are_looked_at_and_all_if_wanted(
     assert orphans(await sweep.find(["hub"])) == set()
     assert orphans(await sweep.find([""])) == {f"{kind}/other/yours" for kind in THREE}
     elsewhere = Record(ME, "other").to_state()
-    hub.users[ME.username] = [Server("", True, {STATE: elsewhere})]
+    hub.users[ME.username] = [KnownServer("", True, {STATE: elsewhere})]
     assert orphans(await sweep.find(["hub"])) == {f"{kind}/other/yours" for kind in THREE}
 
 
@@ -220,8 +224,8 @@ async def test_kinds_without_a_namespace_are_looked_at_only_if_named(
     metadata = {"name": "user-yours", "labels": labels}
     fake.put({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
     assert orphans(await sweep.find([""])) == set()
-    found = await sweep.find(["hub"], cluster_kinds=["v1/Namespace"])
-    assert orphans(found) == {"Namespace//user-yours"}
+    survey = await sweep.find(["hub"], cluster_kinds=["v1/Namespace"])
+    assert orphans(survey) == {"Namespace//user-yours"}
 
 
 async def test_what_ends_or_starts_meanwhile_is_no_orphan(
@@ -230,7 +234,7 @@ async def test_what_ends_or_starts_meanwhile_is_no_orphan(
     server(fake, ME, "mine")
 
     def stop() -> None:
-        hub.users[ME.username] = [Server("", False, state_of(ME))]
+        hub.users[ME.username] = [KnownServer("", False, state_of(ME))]
 
     def gone() -> None:
         fake.remove("Pod", "hub", "mine")
@@ -241,7 +245,7 @@ async def test_what_ends_or_starts_meanwhile_is_no_orphan(
     assert hub.asked == 3
 
     def start() -> None:
-        hub.users[YOU.username] = [Server("", True)]
+        hub.users[YOU.username] = [KnownServer("", True)]
 
     hub.asked = 0
     server(fake, YOU, "yours")
@@ -262,10 +266,10 @@ async def test_a_kind_that_cannot_be_listed_is_named_and_keeps_no_other(
     server(fake, YOU, "yours")
     fake.forbidden.add(("list", "secrets"))
     fake.incomplete = True  # only the list itself tells
-    found = await sweep.find(["hub"])
-    assert orphans(found) == {"Pod/hub/yours", "PersistentVolumeClaim/hub/yours"}
-    assert [str(kind) for kind, _ in found.not_allowed] == ["v1/Secret"]
-    assert "v1/Secret" not in {str(kind) for kind, _ in found.looked_at}
+    survey = await sweep.find(["hub"])
+    assert orphans(survey) == {"Pod/hub/yours", "PersistentVolumeClaim/hub/yours"}
+    assert [str(kind) for kind, _ in survey.refusals] == ["v1/Secret"]
+    assert "v1/Secret" not in {str(kind) for kind, _ in survey.places}
 
 
 async def test_kinds_that_the_account_may_not_list_are_not_asked_for(
@@ -273,9 +277,9 @@ async def test_kinds_that_the_account_may_not_list_are_not_asked_for(
 ) -> None:
     server(fake, YOU, "yours")
     fake.rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}]
-    found = await sweep.find(["hub"])
-    assert orphans(found) == {"Pod/hub/yours"}
-    assert "v1/Secret" in {str(kind) for kind, _ in found.not_allowed}
+    survey = await sweep.find(["hub"])
+    assert orphans(survey) == {"Pod/hub/yours"}
+    assert "v1/Secret" in {str(kind) for kind, _ in survey.refusals}
     assert not fake.count("GET .*/secrets")
     fake.incomplete = True
     assert orphans(await sweep.find(["hub"])) == {"Pod/hub/yours"}
@@ -287,16 +291,16 @@ async def test_kinds_that_the_account_may_not_list_are_not_asked_for(
 async def test_only_what_was_found_goes_and_pods_first(fake: FakeApiServer, sweep: Sweep) -> None:
     server(fake, ME, "mine")
     server(fake, YOU, "yours")
-    found = await sweep.find(["hub"])
+    survey = await sweep.find(["hub"])
     server(fake, YOU, "later")
-    await sweep.delete([o for o in found.orphans if not o.retained], timeout=5)
+    await sweep.delete([o for o in survey.orphans if not o.retained], timeout=5)
     kept = {f"{kind}/{name}" for kind in THREE for name in ("mine", "later")}
     assert fake.left() == kept | {"PersistentVolumeClaim/yours"}
     deleted = [
         str(seen).rpartition("/hub/")[2] for seen in fake.requests if seen.method == "DELETE"
     ]
     assert deleted == ["pods/yours", "secrets/yours"]
-    await sweep.delete(found.orphans, timeout=5)
+    await sweep.delete(survey.orphans, timeout=5)
     assert fake.left() == kept
 
 
@@ -304,14 +308,14 @@ async def test_a_replaced_object_and_one_whose_user_came_back_are_left_alone(
     fake: FakeApiServer, sweep: Sweep, hub: HubOfTwo
 ) -> None:
     server(fake, YOU, "yours")
-    found = await sweep.find(["hub"])
+    survey = await sweep.find(["hub"])
     fake.remove("Secret", "hub", "yours")
     fake.put(manifest("Secret", "yours", YOU))
-    hub.users[YOU.username] = [Server("", True)]
-    await sweep.delete(found.orphans, timeout=5)
+    hub.users[YOU.username] = [KnownServer("", True)]
+    await sweep.delete(survey.orphans, timeout=5)
     assert fake.left() == {f"{kind}/yours" for kind in THREE}
     del hub.users[YOU.username]
-    await sweep.delete(found.orphans, timeout=5)
+    await sweep.delete(survey.orphans, timeout=5)
     assert fake.left() == {"Secret/yours"}
 
 
@@ -319,9 +323,9 @@ async def test_one_that_does_not_go_keeps_no_other_owner(fake: FakeApiServer, sw
     server(fake, YOU, "held", finalizers=["example.org/hold"])
     server(fake, replace(YOU, username="zoe"), "free")
     fake.protected["free"] = Refusal(422, "Invalid", "not this one")
-    found = await sweep.find(["hub"])
+    survey = await sweep.find(["hub"])
     with pytest.raises(RemovalIncomplete, match="Pod/hub/held") as failed:
-        await sweep.delete(found.orphans, timeout=0.2)
+        await sweep.delete(survey.orphans, timeout=0.2)
     assert "Pod/hub/free: not this one" in str(failed.value)
 
 
@@ -329,16 +333,16 @@ async def test_a_hub_without_any_record_of_the_instance_gets_nothing_deleted(
     fake: FakeApiServer, sweep: Sweep, hub: HubOfTwo
 ) -> None:
     server(fake, YOU, "yours")
-    hub.users = {"zoe": [Server("", False)]}
-    found = await sweep.find(["hub"])
-    assert found.orphans
+    hub.users = {"zoe": [KnownServer("", False)]}
+    survey = await sweep.find(["hub"])
+    assert survey.orphans
     with pytest.raises(HubError, match="no server of instance 'i' on record"):
-        await sweep.delete(found.orphans, timeout=5)
+        await sweep.delete(survey.orphans, timeout=5)
     assert len(fake.left()) == 3
 
 
 async def test_a_hub_that_cannot_be_asked_ends_it(fake: FakeApiServer, cluster: Cluster) -> None:
-    async def ask() -> Known:
+    async def ask() -> Roster:
         raise HubError("no answer")
 
     with pytest.raises(HubError):
@@ -351,6 +355,6 @@ async def test_a_broken_api_is_named(fake: FakeApiServer, sweep: Sweep) -> None:
     fake.faults.append(
         Fault(answer=lambda: Refusal(400, "BadRequest", "broken").answer, path="widgets")
     )
-    found = await sweep.find(["hub"])
-    assert [text.partition(":")[0] for text in found.failed] == ["example.org/v1/Widget in hub"]
-    assert len(found.orphans) == 3
+    survey = await sweep.find(["hub"])
+    assert [text.partition(":")[0] for text in survey.failures] == ["example.org/v1/Widget in hub"]
+    assert len(survey.orphans) == 3

@@ -92,9 +92,9 @@ def kill(process: asyncio.subprocess.Process) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def environment(passed: tuple[str, ...], **own: str) -> dict[str, str]:
+def environment(names: tuple[str, ...], **variables: str) -> dict[str, str]:
     """Nothing of the hub's environment, which holds its secrets, but the named variables."""
-    return {name: os.environ[name] for name in passed if name in os.environ} | own
+    return {name: os.environ[name] for name in names if name in os.environ} | variables
 
 
 def yaml_only(documents: Mapping[str, Any]) -> dict[str, str]:

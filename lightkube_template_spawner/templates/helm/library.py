@@ -78,7 +78,7 @@ class HelmWorker:
         self._log = log
         self._lock = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
-        self._killed: list[asyncio.subprocess.Process] = []
+        self._zombies: list[asyncio.subprocess.Process] = []
         self._closed = False
         self._last = 0
 
@@ -103,12 +103,12 @@ class HelmWorker:
                     await process.wait()
             except TimeoutError:
                 self._kill(process)
-        for killed in self._killed:
-            await killed.wait()
+        for zombie in self._zombies:
+            await zombie.wait()
 
     def _kill(self, process: asyncio.subprocess.Process) -> None:
         engine.kill(process)
-        self._killed = [one for one in (*self._killed, process) if one.returncode is None]
+        self._zombies = [one for one in (*self._zombies, process) if one.returncode is None]
 
     async def _render(self, request: engine.Request) -> dict[str, Any]:
         message = _message(request)

@@ -73,18 +73,18 @@ class Worker:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(base64.b64decode(data))
             with self._helm.Chart.load(root) as chart:
-                packed = Path(chart.save(folder)).read_bytes()
+                archive = Path(chart.save(folder)).read_bytes()
         while len(self._charts) >= MAX_CHARTS:
             del self._charts[next(iter(self._charts))]
-        self._charts[digest] = packed
+        self._charts[digest] = archive
 
     def _render(self, request: Mapping[str, Any]) -> str:
         """Helm's own JSON. The chart is read anew: rendering drops disabled subcharts for good."""
-        packed = self._charts.get(request["chart"])
-        if packed is None:
+        archive = self._charts.get(request["chart"])
+        if archive is None:
             raise UnknownChart
         values = json.dumps(request["values"])
-        with self._helm.Chart.load_archive(packed) as chart:
+        with self._helm.Chart.load_archive(archive) as chart:
             options = json.dumps(request["options"])
             text = self._native.call_string("helm_render", chart._raw(), values, options)
             return str(text)
@@ -111,9 +111,9 @@ def error_fields(error: Exception, kind: str) -> str:
 
 def limit_self() -> None:
     """Set by the worker, because doing it between fork and exec is unsafe in a hub with threads."""
-    for limit, wanted in LIMITS.items():
-        _, most = resource.getrlimit(limit)
-        value = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    for limit, ceiling in LIMITS.items():
+        _, maximum = resource.getrlimit(limit)
+        value = ceiling if maximum == resource.RLIM_INFINITY else min(ceiling, maximum)
         try:
             resource.setrlimit(limit, (value, value))
         except (OSError, ValueError):  # not every system has every limit

@@ -1,4 +1,4 @@
-"""Server-side apply: who claims which fields, conflicts about them, and dry runs."""
+"""Server-side apply: who claims which fields, and conflicts about them."""
 
 from __future__ import annotations
 
@@ -27,24 +27,21 @@ class Applying:
     def apply(self, served: Served, key: Key, seen: Seen) -> Obj:
         """Create the object, or merge what is applied into it."""
         body, manager = deepcopy(seen.body), seen.query["fieldManager"]
-        dry = seen.query.get("dryRun") == "All"
         version = body["metadata"].pop("resourceVersion", "")
         uid = body["metadata"].pop("uid", "")
         claims = set(paths.leaves(body))
         _check_body(served, key, body, claims)
         live = self._storage.get(served, key)
         if live is None:
-            return self._create(served, key, body, manager, uid, dry=dry)
+            return self._create(served, key, body, manager, uid)
         if seen.query.get("force") == "true":
             for theirs in self._storage.claims[live["metadata"]["uid"]].values():
                 theirs.difference_update(claims)
         self._check_conflicts(live, body, manager, claims)
         _check_state(served, key, live, uid, version)
-        return self._merge(served, key, body, manager, claims, dry=dry)
+        return self._merge(served, key, body, manager, claims)
 
-    def _create(
-        self, served: Served, key: Key, body: Obj, manager: str, uid: str, *, dry: bool
-    ) -> Obj:
+    def _create(self, served: Served, key: Key, body: Obj, manager: str, uid: str) -> Obj:
         if uid:
             raise Refusal(
                 409,
@@ -54,9 +51,6 @@ class Applying:
             )
         self._authorization.need("create", served, *key)
         self._need_account(served, key)
-        if dry:
-            self._storage.need_namespace(served, key)
-            return body
         return self._storage.create(served, key, body, manager, "Apply")
 
     def _need_account(self, served: Served, key: Key) -> None:
@@ -85,9 +79,7 @@ class Applying:
             message = f"Apply failed with {len(causes)} conflict{many}: {told}"
             raise Refusal(409, "Conflict", message, causes=causes)
 
-    def _merge(
-        self, served: Served, key: Key, body: Obj, manager: str, claims: set[Path], *, dry: bool
-    ) -> Obj:
+    def _merge(self, served: Served, key: Key, body: Obj, manager: str, claims: set[Path]) -> Obj:
         live = self._storage.of(served.resource)[key]
         managers = self._storage.claims[live["metadata"]["uid"]]
         new = deepcopy(live)
@@ -101,7 +93,7 @@ class Applying:
         if manager not in managers:
             entry = {"manager": manager, "operation": "Apply"}
             new["metadata"]["managedFields"].append(entry)
-        if dry or new == live:
+        if new == live:
             return new
         managers[manager] = claims
         return self._storage.commit(served, key, new)
