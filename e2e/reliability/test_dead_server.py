@@ -120,8 +120,7 @@ class Server:
 
     async def start(self, template: str, **traits: object) -> list[str]:
         """Start it and give what the spawn page said."""
-        await self.user.start_server(options={"template_path": template, **traits})
-        events = await self.user.wait_ready()
+        events = await self.user.run_server(options={"template_path": template, **traits})
         return [event["message"] for event in events[1:]]  # the first is the hub's own
 
     async def names(self) -> list[str]:
