@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import anyio
 import pytest
 
 from e2e.conftest import CHARTS, MakeHub, report, signed_in
 from e2e.harness import light
 from e2e.harness.faultproxy import FaultProxy, KubeConfig
-from e2e.harness.hub import Hub
+from e2e.harness.hub import Hub, until
 from e2e.harness.kube import Kube
 from e2e.harness.user import HubUser, ServerFailedError
 from e2e.tools.test_harness import LOCAL
@@ -88,13 +86,6 @@ def open_gate(kube: Kube, space: str, user: str) -> None:
     condition = {"type": light.GATE, "status": "True"}
     patch = json.dumps({"status": {"conditions": [condition]}})
     kube("patch", "pod", f"jupyter-{user}", "-n", space, "--subresource=status", "-p", patch)
-
-
-async def until(condition: Callable[[], Awaitable[Any]], timeout: float = 45) -> None:
-    deadline = time.monotonic() + timeout
-    while not await condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        await anyio.sleep(0.1)
 
 
 async def until_state(hub: Hub, user: str, state: str) -> None:
