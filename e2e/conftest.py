@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,7 @@ __all__ = [
     "Kube",
     "MakeHub",
     "faults",
+    "hub_fixture",
     "pytest_runtest_teardown",
     "pytest_sessionfinish",
     "pytest_terminal_summary",
@@ -114,6 +116,18 @@ def make_hub(cluster: Cluster, proxy_command: list[str], space: str) -> MakeHub:
         )
 
     return make
+
+
+def hub_fixture(config: str = "", **traits: object) -> Any:
+    """Make a module's fixture `hub`: one hub for all its tests, without a user after them."""
+
+    @pytest.fixture(scope="module")
+    async def hub(make_hub: MakeHub) -> AsyncGenerator[Hub]:
+        async with make_hub(config, **traits) as hub:
+            yield hub
+            await hub.delete_users()
+
+    return hub
 
 
 @asynccontextmanager

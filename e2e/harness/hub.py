@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -270,6 +270,14 @@ class Hub:
         """Every user's servers, stopped ones included, by name."""
         found = await self.api("GET", "users?include_stopped_servers=1&limit=200")
         return {user["name"]: user["servers"] for user in found}
+
+
+async def until(condition: Callable[[], Awaitable[Any]], timeout: float = 60) -> None:
+    """Wait for what a test says must come true."""
+    deadline = time.monotonic() + timeout
+    while not await condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        await anyio.sleep(0.1)
 
 
 def user_path(name: str, *rest: str) -> str:

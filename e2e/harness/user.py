@@ -220,6 +220,13 @@ class HubUser:
             raise CodeFailedError(failure)
         return "".join(output).strip()
 
+    async def run_server(
+        self, server: str = "", options: Mapping[str, object] | None = None
+    ) -> list[dict[str, Any]]:
+        """Start a server, wait until it is ready and return the events of its spawn page."""
+        await self.start_server(server, options)
+        return await self.wait_ready(server)
+
     async def stop_server(self, server: str = "", timeout: float = 60) -> None:
         """Stop a server and wait until the hub has forgotten it."""
         await self._remove(server, {}, timeout)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from e2e.conftest import MakeHub
+from e2e.conftest import MakeHub, hub_fixture, signed_in
 from e2e.harness import light
 from e2e.harness.hub import Hub
 from e2e.harness.kube import Kube
@@ -23,24 +21,11 @@ VICTIM = "first+last@uni-._example__"
 ATTACKER = "first.+.last@uni-+example.+."
 KINDS = "pods,secrets,services,deployments,persistentvolumeclaims,configmaps"
 
-
-@pytest.fixture(scope="module")
-async def hub(make_hub: MakeHub) -> AsyncGenerator[Hub]:
-    async with make_hub(light.OPTIONS_ARE_TRAITS, poll_interval=3600) as hub:
-        yield hub
-        await hub.delete_users()
-
-
-@asynccontextmanager
-async def logged_in(hub: Hub, name: str) -> AsyncIterator[HubUser]:
-    async with HubUser(hub.url) as user:
-        await user.login(name, hub.user_password)
-        yield user
+hub = hub_fixture(light.OPTIONS_ARE_TRAITS, poll_interval=3600)
 
 
 async def start(user: HubUser, chart: str) -> None:
-    await user.start_server(options={"template_path": chart})
-    await user.wait_ready()
+    await user.run_server(options={"template_path": chart})
 
 
 async def refusal(user: HubUser, chart: str) -> str:
@@ -100,7 +85,7 @@ async def test_an_administrators_objects_are_refused_and_unwritten(
 ) -> None:
     """The template names an object that an administrator made, and wants it otherwise."""
     before = {}
-    async with logged_in(hub, f"user-{lifecycle}") as user:
+    async with signed_in(hub, f"user-{lifecycle}") as user:
         for theirs in FOREIGN:
             kind = theirs["kind"]
             name = f"{kind}-{lifecycle}".lower()
@@ -139,7 +124,7 @@ async def test_another_users_object_is_refused_with_their_name(
 ) -> None:
     """A template whose names do not depend on the user."""
     chart = light.chart(tmp_path, pod=light.pod("one-for-all"), secret=light.secret("one-secret"))
-    async with logged_in(hub, "first") as first, logged_in(hub, "second") as second:
+    async with signed_in(hub, "first") as first, signed_in(hub, "second") as second:
         await start(first, chart)
         before = snapshot(kube, space, owner_of("first"))
         assert set(before) == {"Pod/one-for-all", "Secret/one-secret"}
@@ -167,7 +152,7 @@ async def test_two_users_with_one_slug_never_touch_each_other(
         tmp_path / "apart", pod=light.pod(f"pod-{name}"), claim=light.claim(f"claim-{name}")
     )
     theft = light.chart(tmp_path / "theft", pod=light.pod(f"pod-{name}"), claim=light.claim())
-    async with logged_in(hub, VICTIM) as victim, logged_in(hub, ATTACKER) as attacker:
+    async with signed_in(hub, VICTIM) as victim, signed_in(hub, ATTACKER) as attacker:
         await start(victim, chart)
         before = snapshot(kube, space, owner_of(VICTIM))
         assert len(before) == 3
@@ -198,11 +183,10 @@ async def test_another_hubs_object_is_refused_and_survives_its_namesake(
     other = Identity("other-hub", "both").owner
     async with (
         make_hub(instance_name="other-hub", template_path=chart) as other_hub,
-        logged_in(other_hub, "both") as elsewhere,
-        logged_in(hub, "both") as here,
+        signed_in(other_hub, "both") as elsewhere,
+        signed_in(hub, "both") as here,
     ):
-        await elsewhere.start_server()
-        await elsewhere.wait_ready()
+        await elsewhere.run_server()
         before = snapshot(kube, space, other)
         assert set(before) == {"Pod/both", "PersistentVolumeClaim/both"}
         text = await refusal(here, chart)
@@ -221,7 +205,7 @@ async def test_what_an_administrator_changed_on_a_volume_stays_and_the_start_goe
         claim = light.claim("edited", storage_class, labels=f"{{tier: {tier}}}")
         return light.chart(tmp_path / tier, pod=light.pod(), claim=claim)
 
-    async with logged_in(hub, "edited") as user:
+    async with signed_in(hub, "edited") as user:
         await start(user, chart("bronze"))
         await user.stop_server()
         kube("label", "pvc/edited", "-n", space, "--overwrite", "tier=gold", "admins=own")
@@ -270,7 +254,7 @@ async def test_a_kubespawner_volume_is_used_unwritten_and_outlives_the_user(
         "  containers:",
     )
     chart = light.chart(tmp_path, pod=mount, claim=light.claim())
-    async with logged_in(hub, name) as user:
+    async with signed_in(hub, name) as user:
         log = len(hub.log.read_text())
         await start(user, chart)
         await hub.wait_for_log(

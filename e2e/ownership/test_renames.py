@@ -53,8 +53,7 @@ class Person:
         """What the running server's pod mounts and what belongs to it, by name: the UIDs."""
         before = {pod["metadata"]["uid"] for pod in self.kube.list("pods", self.space)}
         async with signed_in(self.hub, self.name) as user:
-            await user.start_server(server)
-            await user.wait_ready(server)
+            await user.run_server(server)
         (pod,) = [
             pod
             for pod in self.kube.list("pods", self.space)
@@ -80,9 +79,12 @@ class Person:
         await self.stop(server)
         return found
 
-    async def rename(self, new: str) -> None:
+    async def rename(self, new: str) -> Person:
+        """Rename the user and return the next one to be given the former name."""
         await self.hub.api("PATCH", user_path(self.name), {"name": new})
+        namesake = Person(self.hub, self.kube, self.space, self.name)
         self.name = new
+        return namesake
 
     async def rename_server(self, server: str, new: str) -> None:
         await self.hub.api("PATCH", user_path(self.name, "servers", server), {"name": new})
@@ -121,8 +123,7 @@ async def test_a_renamed_user_keeps_the_volume_and_the_namesake_gets_another(
     for turn in faults("a user is renamed, and the name is given to a new person"):
         person = Person(hub, kube, space, f"ada{turn}")
         volumes = await person.once()
-        await person.rename(f"countess{turn}")
-        namesake = Person(hub, kube, space, f"ada{turn}")
+        namesake = await person.rename(f"countess{turn}")
         theirs = await namesake.once()
         assert not set(theirs.values()) & set(volumes.values())
         assert await person.once() == volumes
@@ -144,8 +145,7 @@ async def test_who_only_had_a_removed_server_keeps_the_volume_through_a_rename(
         volumes = await person.once("gpu")
         await person.remove_server("gpu")
         (home,) = claims(kube, space) & set(volumes.values())
-        await person.rename(f"renamed{turn}")
-        namesake = Person(hub, kube, space, f"named{turn}")
+        namesake = await person.rename(f"renamed{turn}")
         assert home not in (await namesake.once()).values()
         assert home in (await person.once()).values()
         for one in (namesake, person):
@@ -176,12 +176,11 @@ async def test_lost_notes_do_not_give_a_volume_to_a_namesake(
     for turn in faults("a user's saved state is lost, the user renamed, the name given away"):
         person = Person(hub, kube, space, f"noted{turn}")
         volumes = await person.once()
-        await person.rename(f"elsewhere{turn}")
+        namesake = await person.rename(f"elsewhere{turn}")
         await hub.stop()
         with sqlite3.connect(hub.folder / "jupyterhub.sqlite") as database:
             database.execute("UPDATE spawners SET state = '{}'")
         await hub.start()
-        namesake = Person(hub, kube, space, f"noted{turn}")
         log = len(hub.log.read_text())
         theirs = await namesake.once()
         await hub.wait_for_log("still goes by the name", start=log)

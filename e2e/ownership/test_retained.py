@@ -6,14 +6,13 @@ import json
 import re
 import sqlite3
 import threading
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from e2e.cluster.model import TINY_IMAGE
-from e2e.conftest import MakeHub, signed_in
+from e2e.conftest import hub_fixture, signed_in
 from e2e.harness import light
 from e2e.harness.faults import REPEAT, Faults
 from e2e.harness.hub import Hub
@@ -146,12 +145,7 @@ spec:
   ports: [{{port: 8888}}]
 """
 
-
-@pytest.fixture(scope="module")
-async def hub(make_hub: MakeHub) -> AsyncGenerator[Hub]:
-    async with make_hub(light.OPTIONS_ARE_TRAITS, poll_interval=3600) as hub:
-        yield hub
-        await hub.delete_users()
+hub = hub_fixture(light.OPTIONS_ARE_TRAITS, poll_interval=3600)
 
 
 async def start(
@@ -165,8 +159,7 @@ async def start(
     """Start with these values; what the hub logged of it."""
     log = len(hub.log.read_text())
     options = {"template_path": template, "extra_vars": VALUES | values, **(traits or {})}
-    await user.start_server(options=options)
-    await user.wait_ready()
+    await user.run_server(options=options)
     return hub.log.read_text()[log:]
 
 

@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 from e2e.cluster import Cluster
-from e2e.conftest import MakeHub
+from e2e.conftest import MakeHub, signed_in
 from e2e.harness import light
 from e2e.harness.faultproxy import FaultProxy, KubeConfig
 from e2e.harness.faults import OUTAGE, Faults
@@ -28,7 +28,6 @@ from e2e.reliability.test_hub_restart import (
     TEMPLATES,
     everything,
     kept,
-    logged_in,
     names,
     open_gate,
     reach,
@@ -187,7 +186,7 @@ async def world(
         hub = make_hub(CONFIG, kubeconfig=str(file), start_timeout=patience, http_timeout=10)
         await stack.enter_async_context(hub)
         users = [
-            await stack.enter_async_context(logged_in(hub, name))
+            await stack.enter_async_context(signed_in(hub, name))
             for name in ("works", "one", "two", "three", "four")
         ]
         for user in users[:3]:

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from e2e.cluster import Cluster
+from e2e.harness import light
 from e2e.harness.faults import Faults
 from lightkube_template_spawner.cluster.api import Api, Kind
 from lightkube_template_spawner.errors import NotFound
@@ -136,10 +137,7 @@ async def real(
 def test_every_order_of_start_stop_poll_and_removal(
     cluster: Cluster, space: str, tmp_path: Path, faults: Faults
 ) -> None:
-    templates = tmp_path / "templates"
-    templates.mkdir()
-    (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: demo\nversion: 0.1.0\n")
-    (templates / "all.yaml").write_text(TEMPLATES)
+    light.chart(tmp_path, all=TEMPLATES)
     numbers = itertools.count()
     with asyncio.Runner() as runner:
         enter = partial(real, cluster, space, tmp_path, numbers)

@@ -25,7 +25,7 @@ from e2e.cluster.model import TINY_IMAGE
 from e2e.conftest import MakeHub, signed_in
 from e2e.harness import light
 from e2e.harness.faults import REPEAT, Faults
-from e2e.harness.hub import Hub
+from e2e.harness.hub import Hub, until
 from e2e.harness.kube import Kube
 from e2e.harness.user import HubUser, ServerFailedError
 
@@ -120,8 +120,7 @@ class Server:
 
     async def start(self, template: str, **traits: object) -> list[str]:
         """Start it and give what the spawn page said."""
-        await self.user.start_server(options={"template_path": template, **traits})
-        events = await self.user.wait_ready()
+        events = await self.user.run_server(options={"template_path": template, **traits})
         return [event["message"] for event in events[1:]]  # the first is the hub's own
 
     async def names(self) -> list[str]:
@@ -202,13 +201,6 @@ class Server:
         assert page.status_code == 424, page.text
         assert re.search(f"Your server ended: {reason}", page.text), page.text
         assert await self.names() == self.kept
-
-
-async def until(condition: Callable[[], Awaitable[Any]], timeout: float = 45) -> None:
-    deadline = time.monotonic() + timeout
-    while not await condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        await anyio.sleep(0.1)
 
 
 class Death(NamedTuple):

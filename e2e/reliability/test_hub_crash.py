@@ -11,11 +11,10 @@ import json
 import os
 import re
 import sys
-import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -25,7 +24,7 @@ from e2e.conftest import OWNED, MakeHub, report
 from e2e.harness import light
 from e2e.harness.faultproxy import FaultProxy, KubeConfig
 from e2e.harness.faults import REPEAT, Faults
-from e2e.harness.hub import Hub, user_path
+from e2e.harness.hub import Hub, until, user_path
 from e2e.harness.kube import Kube
 from e2e.harness.requests import Request
 from e2e.harness.user import HubUser
@@ -132,13 +131,6 @@ class Stage(NamedTuple):
         return [
             f"{o['kind']}/{o['name']}: {o['reason']}" for o in json.loads(done.stdout)["orphans"]
         ]
-
-
-async def until(condition: Callable[[], Awaitable[Any]], timeout: float = 60) -> None:
-    deadline = time.monotonic() + timeout
-    while not await condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        await anyio.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import anyio
 import pytest
 
-from e2e.conftest import CHARTS, MakeHub, report
+from e2e.conftest import CHARTS, MakeHub, report, signed_in
 from e2e.harness import light
 from e2e.harness.faultproxy import FaultProxy, KubeConfig
-from e2e.harness.hub import Hub
+from e2e.harness.hub import Hub, until
 from e2e.harness.kube import Kube
 from e2e.harness.user import HubUser, ServerFailedError
 from e2e.tools.test_harness import LOCAL
@@ -67,13 +64,6 @@ def gated(tmp_path: Path) -> str:
 TEMPLATES = {"claim": light.claim(), "secret": light.secret()}
 
 
-@asynccontextmanager
-async def logged_in(hub: Hub, name: str) -> AsyncIterator[HubUser]:
-    async with HubUser(hub.url) as user:
-        await user.login(name, hub.user_password)
-        yield user
-
-
 def names(kube: Kube, space: str, user: str) -> list[str]:
     found = kube.list(KINDS, space, f"hub.jupyter.org/username={user}")
     return sorted(f"{item['kind']}/{item['metadata']['name']}" for item in found)
@@ -96,13 +86,6 @@ def open_gate(kube: Kube, space: str, user: str) -> None:
     condition = {"type": light.GATE, "status": "True"}
     patch = json.dumps({"status": {"conditions": [condition]}})
     kube("patch", "pod", f"jupyter-{user}", "-n", space, "--subresource=status", "-p", patch)
-
-
-async def until(condition: Callable[[], Awaitable[Any]], timeout: float = 45) -> None:
-    deadline = time.monotonic() + timeout
-    while not await condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        await anyio.sleep(0.1)
 
 
 async def until_state(hub: Hub, user: str, state: str) -> None:
@@ -153,7 +136,7 @@ async def test_a_killed_hub_is_soon_back_and_adopts_what_starts_and_what_runs(
     async with Hub(LOCAL, proxy_command=proxy_command) as plain:
         await plain.kill()
         await plain.start()
-    async with logged_in(hub, "runs") as runs, logged_in(hub, "starts") as starts:
+    async with signed_in(hub, "runs") as runs, signed_in(hub, "starts") as starts:
         await start(runs, str(CHARTS / "seed"), http_timeout=60)
         await runs.wait_ready()
         assert await runs.run_code("6 * 7") == "42"
@@ -181,7 +164,7 @@ async def test_a_killed_hub_is_soon_back_and_adopts_what_starts_and_what_runs(
 async def test_a_hub_that_is_told_to_end_during_a_start_adopts_it(
     hub: Hub, kube: Kube, space: str, gated: str
 ) -> None:
-    async with logged_in(hub, "sigterm") as user:
+    async with signed_in(hub, "sigterm") as user:
         await start(user, gated)
         before = await until_waiting(kube, space, user.name)
         await hub.restart()
@@ -199,7 +182,7 @@ async def test_what_a_hub_killed_while_it_applied_left_behind_goes(
     hub: Hub, kube: Kube, space: str, chart: str, way: Way
 ) -> None:
     """It died before its pod was made: nothing will ever become ready."""
-    async with logged_in(hub, "halfway") as user:
+    async with signed_in(hub, "halfway") as user:
         way.proxy.hold("^PATCH .*/pods/")
         await start(user, chart)
         await way.proxy.wait_until_holding()
@@ -218,7 +201,7 @@ async def test_what_a_hub_killed_while_it_applied_left_behind_goes(
 async def test_a_hub_starts_while_the_api_server_is_down(
     hub: Hub, kube: Kube, space: str, chart: str, way: Way
 ) -> None:
-    async with logged_in(hub, "offline") as user:
+    async with signed_in(hub, "offline") as user:
         await start(user, chart)
         await user.wait_ready()
         before = uid(kube, space, user.name)
@@ -242,7 +225,7 @@ async def test_a_hub_starts_while_the_api_server_forbids_everything(
     account = f"{space}:powerless"
     kube("create", "serviceaccount", "powerless", "-n", space)
     token = kube("create", "token", "powerless", "-n", space).strip()
-    async with logged_in(hub, "forbidden") as user:
+    async with signed_in(hub, "forbidden") as user:
         await start(user, chart)
         await user.wait_ready()
         before = uid(kube, space, user.name)
@@ -271,7 +254,7 @@ async def test_a_hub_starts_with_a_server_that_never_becomes_ready(
 ) -> None:
     async with (
         make_hub(CONFIG, start_timeout=6, http_timeout=2, template_path=gated) as other,
-        logged_in(other, "never") as user,
+        signed_in(other, "never") as user,
     ):
         await user.start_server()
         await until_waiting(kube, space, user.name)
@@ -286,7 +269,7 @@ async def test_a_hub_starts_with_a_server_that_never_becomes_ready(
 async def test_a_cancelled_start_leaves_the_volume_only(
     hub: Hub, kube: Kube, space: str, chart: str, gated: str
 ) -> None:
-    async with logged_in(hub, "cancels") as user:
+    async with signed_in(hub, "cancels") as user:
         await start(user, gated)
         before = await until_waiting(kube, space, user.name)
         assert names(kube, space, user.name) == everything(user.name)
@@ -309,7 +292,7 @@ async def test_a_cancelled_start_leaves_the_volume_only(
 async def test_a_failed_start_tells_why_and_leaves_the_volume_only(
     hub: Hub, kube: Kube, space: str, tmp_path: Path, template: str, traits: Any, reason: str
 ) -> None:
-    async with logged_in(hub, "fails") as user:
+    async with signed_in(hub, "fails") as user:
         await start(user, light.chart(tmp_path, **TEMPLATES, pod=template), **traits)
         with pytest.raises(ServerFailedError, match=reason):
             await user.wait_ready()

@@ -19,7 +19,6 @@ from e2e.harness import light
 from e2e.harness.faults import REPEAT, Faults
 from e2e.harness.hub import Hub
 from e2e.harness.kube import Kube
-from e2e.harness.user import HubUser
 from lightkube_template_spawner.objects.identity import Identity
 
 pytestmark = pytest.mark.timeout(REPEAT * 180)
@@ -84,11 +83,6 @@ def secret_of(space: str, name: str, labels: dict[str, str]) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata}
 
 
-async def run_server(user: HubUser) -> None:
-    await user.start_server()
-    await user.wait_ready()
-
-
 async def change_database(hub: Hub, *statements: str) -> None:
     """What an administrator does by hand while the hub is down; the file goes if there is none."""
     await hub.stop()
@@ -114,10 +108,10 @@ async def test_objects_of_a_user_who_is_gone_from_the_database(
     for name, labels in foreign.items():
         kube.create(secret_of(space, name, labels))
     async with signed_in(hub, "stays") as stays:
-        await run_server(stays)
+        await stays.run_server()
         for _ in faults("a user is deleted from the database by hand"):
             async with signed_in(hub, "goes") as goes:
-                await run_server(goes)
+                await goes.run_server()
             labels = {**mine.server_labels, "hub.jupyter.org/servername": "left"}
             kube.create(secret_of(space, "leftover", {**labels, LIFECYCLE: "server-stopped"}))
             before = uids(kube, space)
@@ -159,7 +153,7 @@ async def test_a_lost_database_costs_no_volume(
     hub: Hub, kube: Kube, space: str, faults: Faults
 ) -> None:
     async with signed_in(hub, "returns") as user:
-        await run_server(user)
+        await user.run_server()
     for _ in faults("the hub's database is lost"):
         before = uids(kube, space)
         mark = len(hub.log.read_text())
@@ -170,7 +164,7 @@ async def test_a_lost_database_costs_no_volume(
         assert "no server of instance 'jupyter' on record" in error
         assert uids(kube, space) == before
         async with signed_in(hub, "returns") as user:
-            await run_server(user)
+            await user.run_server()
             after = uids(kube, space)
             volume, pod, secret = everything("returns")
             assert after[volume] == before[volume]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from e2e.conftest import MakeHub, signed_in
+from e2e.conftest import hub_fixture, signed_in
 from e2e.harness import light
 from e2e.harness.faults import OUTAGE, Faults
 from e2e.harness.hub import Hub
@@ -22,16 +21,8 @@ GATE = "e2e.example.org/queue"
 WAITS = f"SchedulingGated: it waits in the queue, held by {GATE}"
 # Waiting in the queue must not count: each of these would end the start at once.
 STRICT = {name: {"grace": 0} for name in ("unschedulable", "unnoticed", "reference")}
-CONFIG = f"""
-{light.OPTIONS_ARE_TRAITS}
-"""
 
-
-@pytest.fixture(scope="module")
-async def hub(make_hub: MakeHub) -> AsyncGenerator[Hub]:
-    async with make_hub(CONFIG, start_timeout=300, failure_rules=STRICT) as hub:
-        yield hub
-        await hub.delete_users()
+hub = hub_fixture(light.OPTIONS_ARE_TRAITS, start_timeout=300, failure_rules=STRICT)
 
 
 def queued(folder: Path, *, service: bool = False) -> str:

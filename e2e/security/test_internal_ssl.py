@@ -82,8 +82,7 @@ async def started(
 ) -> str:
     """Start a server; the host by which the hub connects to it."""
     position = len(hub.log.read_text(errors="replace"))
-    await user.start_server(server, options)
-    await user.wait_ready(server)
+    await user.run_server(server, options)
     found = await hub.wait_for_log(r"is ready at https://(\S+):8888", start=position)
     return found[1]
 

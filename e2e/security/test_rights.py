@@ -108,8 +108,7 @@ def objects(kube: Kube, space: str, user: str) -> list[str]:
 
 async def start(user: HubUser, chart: str, kubeconfig: str, **traits: object) -> None:
     options = {"template_path": chart, "kubeconfig": kubeconfig, **traits}
-    await user.start_server(options=options)
-    await user.wait_ready()
+    await user.run_server(options=options)
 
 
 async def refusal(user: HubUser, chart: str, kubeconfig: str, **traits: object) -> str:
@@ -311,15 +310,15 @@ async def test_a_namespace_for_each_user_with_the_least_rights(
         return str(pod["metadata"]["uid"]) if pod else ""
 
     async with make_hub(poll_interval=3600, **traits) as hub, signed_in(hub, "bob") as other:
-        await begin(other)
+        await other.run_server()
         before = uid("bob")
         for turn in faults("a user with a namespace of their own is removed"):
             assert not may(apart, "create", "pods", ada)
             async with signed_in(hub, "ada") as user:
-                await begin(user)
+                await user.run_server()
                 await user.stop_server()
                 assert objects(kube, ada, "ada") == ["PersistentVolumeClaim/claim-ada"]
-                await begin(user)
+                await user.run_server()
                 assert len(objects(kube, ada, "ada")) == 4
             assert may(apart, "get", "secrets", ada)
             for elsewhere in (space, "default", "kube-system"):
@@ -347,8 +346,3 @@ async def test_a_namespace_for_each_user_with_the_least_rights(
         )
         await hub.delete_user("bob")
         assert kube.get("namespace", "default", bob) is None
-
-
-async def begin(user: HubUser) -> None:
-    await user.start_server()
-    await user.wait_ready()

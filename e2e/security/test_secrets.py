@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.conftest import MakeHub
+from e2e.conftest import MakeHub, signed_in
 from e2e.harness import light
 from e2e.harness.faults import REPEAT, Faults
 from e2e.harness.hub import Hub
@@ -70,8 +70,7 @@ async def hub(make_hub: MakeHub, folder: Path, told: Path) -> AsyncGenerator[Hub
 
 @pytest.fixture(scope="module")
 async def user(hub: Hub) -> AsyncGenerator[HubUser]:
-    async with HubUser(hub.url) as user:
-        await user.login("anna", hub.user_password)
+    async with signed_in(hub, "anna") as user:
         yield user
         if await user.servers():
             await user.stop_server()
@@ -82,8 +81,7 @@ async def test_secrets_are_in_the_servers_secret_only(
 ) -> None:
     """With the default chart, while the server runs and after it."""
     for _ in faults("a look for the token and the auth state in all places"):
-        await user.start_server()
-        events = await user.wait_ready()
+        events = await user.run_server()
         search = Search(token=told.read_text(), auth=AUTH_STATE)
         # The search finds them where they may be, so it would find them elsewhere.
         (secret,) = kube.list("secrets", space)
@@ -169,8 +167,7 @@ async def test_what_the_api_server_says_of_a_kept_object_has_no_secret_in_the_lo
     chart = light.chart(tmp_path, pod=light.pod(), job=JOB)
     for turn in faults("a refusal that prints a whole pod template"):
         position = len(hub.log.read_text())
-        await user.start_server(options={"template_path": chart})
-        await user.wait_ready()
+        await user.run_server(options={"template_path": chart})
         await user.stop_server()
         if turn > 1:
             await hub.wait_for_log(r"Job/\S+.*is immutable", start=position)

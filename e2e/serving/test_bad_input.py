@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.conftest import MakeHub
+from e2e.conftest import hub_fixture, signed_in
 from e2e.harness import light
 from e2e.harness.faultproxy import KubeConfig
 from e2e.harness.hub import Hub, user_path
@@ -94,18 +94,12 @@ BAD_CHARTS = {
     ),
 }
 
-
-@pytest.fixture(scope="module")
-async def hub(make_hub: MakeHub) -> AsyncGenerator[Hub]:
-    async with make_hub(light.OPTIONS_ARE_TRAITS, start_timeout=20) as hub:
-        yield hub
-        await hub.delete_users()
+hub = hub_fixture(light.OPTIONS_ARE_TRAITS, start_timeout=20)
 
 
 @pytest.fixture(scope="module")
 async def user(hub: Hub) -> AsyncGenerator[HubUser]:
-    async with HubUser(hub.url) as user:
-        await user.login("unlucky", hub.user_password)
+    async with signed_in(hub, "unlucky") as user:
         yield user
 
 
@@ -180,8 +174,7 @@ async def test_a_hub_that_met_all_this_still_starts_servers(
     user: HubUser, kube: Kube, space: str, tmp_path: Path
 ) -> None:
     chart = light.chart(tmp_path, pod=light.pod(), secret=light.secret())
-    await user.start_server(options={"template_path": chart})
-    await user.wait_ready()
+    await user.run_server(options={"template_path": chart})
     await user.stop_server()
     assert left(kube, space) == []
 
@@ -197,8 +190,7 @@ async def test_a_hub_with_bad_traits_names_them_and_forgets_no_server(
     config = hub.folder / "jupyterhub_config.py"
     good = config.read_text()
     chart = light.chart(tmp_path, pod=light.pod())
-    await user.start_server(options={"template_path": chart})
-    await user.wait_ready()
+    await user.run_server(options={"template_path": chart})
     await hub.stop()
     config.write_text(f"{good}\nc.LightkubeTemplateSpawner.{BAD_INSTANCE}\n")
     with pytest.raises(RuntimeError, match=r"(?s)hub ended.*'not a label!' is not a label value"):

@@ -27,11 +27,6 @@ def counted(kube: Kube) -> Iterator[FaultProxy]:
         yield counted
 
 
-async def start(user: HubUser) -> None:
-    await user.start_server()
-    await user.wait_ready()
-
-
 async def test_requests_are_those_that_change_something(
     make_hub: MakeHub,
     counted: FaultProxy,
@@ -53,7 +48,7 @@ async def test_requests_are_those_that_change_something(
         signed_in(hub, "bob") as bob,
     ):
         assert counted.requests == []
-        await start(ada)
+        await ada.run_server()
         watched = ("events", "persistentvolumeclaims", "pods", "secrets")
         once = {(verb, kind): 1 for verb in ("list", "watch") for kind in watched}
         once |= {("get", "/version"): 1, ("get", "/api"): 1, ("get", "/apis"): 1}
@@ -61,7 +56,7 @@ async def test_requests_are_those_that_change_something(
         assert counted.since(0) == {**once, **WITH_VOLUMES}
 
         mark = counted.mark()
-        await start(bob)
+        await bob.run_server()
         assert counted.since(mark, but=PENDING) == WITH_VOLUMES
 
         mark = counted.mark()
@@ -74,13 +69,13 @@ async def test_requests_are_those_that_change_something(
             await user.stop_server()
             assert counted.since(mark) == STOPPED
             mark = counted.mark()
-            await start(user)
+            await user.run_server()
             assert counted.since(mark, but=PENDING) == RUNNING
 
         await ada.stop_server()
         mark = counted.mark()
         await hub.restart()  # a new hub looks once, whoever runs
-        await start(ada)
+        await ada.run_server()
         assert counted.since(mark) == {**once, **RUNNING}
         mark = counted.mark()
         await bob.stop_server()

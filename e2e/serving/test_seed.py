@@ -25,8 +25,7 @@ async def test_its_chart_runs_with_few_settings(
         make_hub(template_path=str(SEED), instance_name="jupyter", extra_vars=extra) as hub,
         signed_in(hub, "dora") as user,
     ):
-        await user.start_server()
-        await user.wait_ready()
+        await user.run_server()
         running = ["PersistentVolumeClaim/jupyter-dora", "Pod/jupyter-dora", "Service/jupyter-dora"]
         assert kube.owned(space) == running
         service = kube.get("service", space, "jupyter-dora")
@@ -77,8 +76,7 @@ c.LightkubeTemplateSpawner.pre_spawn_hook = lambda spawner: (
 
 async def start_use_and_remove(hub: Hub, kube: Kube, space: str) -> None:
     async with signed_in(hub, "dora") as user:
-        await user.start_server()
-        await user.wait_ready()
+        await user.run_server()
         assert kube.owned(space) == ["PersistentVolumeClaim/second-dora", "Pod/second-dora"]
         pod = kube.get("pod", space, "second-dora")
         assert pod is not None

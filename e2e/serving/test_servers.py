@@ -157,8 +157,7 @@ async def test_a_controller_makes_the_pod(
     name = controller.lower()
     claims = ["PersistentVolumeClaim/work-statefulset-0"] if controller == "StatefulSet" else []
     async with signed_in(hub, name) as user:
-        await user.start_server(options=ask(cluster, "workload", controller=controller))
-        await user.wait_ready()
+        await user.run_server(options=ask(cluster, "workload", controller=controller))
         assert await answers_itself(user)
         (pod,) = kube.list("pods", space, theirs(name))
         assert pod["metadata"]["ownerReferences"][0]["controller"] is True
@@ -175,8 +174,7 @@ async def test_the_packaged_chart_keeps_the_home(
         return {"chart": "", "values": {"image": cluster.image, "connection": connection}}
 
     async with signed_in(hub, "paul") as user:
-        await user.start_server(options=options("pod"))
-        await user.wait_ready()
+        await user.run_server(options=options("pod"))
         (pod,) = kube.list("pods", space, theirs("paul"))
         assert (await record(hub, "paul"))["url"] == f"http://{pod['status']['podIP']}:8888"
         await user.run_code("open('kept', 'w').write('from before')")
@@ -184,8 +182,7 @@ async def test_the_packaged_chart_keeps_the_home(
         (left,) = kube.owned(space, theirs("paul"))
         assert left.startswith("PersistentVolumeClaim/")
 
-        await user.start_server(options=options("service"))
-        await user.wait_ready()
+        await user.run_server(options=options("service"))
         (service,) = kube.list("services", space, theirs("paul"))
         assert (await record(hub, "paul"))["url"] == f"http://{service['spec']['clusterIP']}:8888"
         assert await user.run_code("print(open('kept').read())") == "from before"
@@ -229,8 +226,7 @@ async def test_stop_now_does_not_wait_for_a_deaf_server(
 ) -> None:
     """Its pod ignores SIGTERM and has ten minutes; only a stop "now" ends within the minute."""
     async with signed_in(hub, "nora") as user:
-        await user.start_server(options=ask(cluster, "service", deaf=True) | {"now": True})
-        await user.wait_ready()
+        await user.run_server(options=ask(cluster, "service", deaf=True) | {"now": True})
         await user.stop_server()
     assert kube.owned(space, theirs("nora")) == []
 
