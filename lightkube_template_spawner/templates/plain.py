@@ -94,7 +94,7 @@ def _key(key: Any, place: str) -> str:
 
 
 def _text(text: str, place: str) -> str:
-    if not is_text(text):
+    if not text.isascii() and not is_text(text):
         raise TemplateError(
             f"The value {shown(place)} holds bytes that are not text (half a character)."
         )
