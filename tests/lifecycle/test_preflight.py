@@ -420,6 +420,7 @@ TAKEN = "^A right was taken away while the server started: "
 async def starting(world: World, files: dict[str, Obj] | None = None) -> asyncio.Task[Record]:
     """A start that waits for its pod, which no node runs."""
     world.node = False
+    world.told.clear()
     rules = RULES if files is None else SPACES
     task = asyncio.create_task(world.launch(files, rules=rules, timeout=20))
     async with asyncio.timeout(5):
