@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import Any
 
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
@@ -55,7 +56,7 @@ class Launcher:
 
     async def launch(
         self,
-        documents: Mapping[str, parsing.Source],
+        documents: Mapping[str, list[Any]],
         *,
         before: Record | None,
         save: Callable[[Record], None],
@@ -104,7 +105,7 @@ class Launcher:
         return Waiter(Server(self.cluster, record), self.limits, self.tell, self.log)
 
     async def _plan(
-        self, documents: Mapping[str, parsing.Source]
+        self, documents: Mapping[str, list[Any]]
     ) -> tuple[Plan, dict[tuple[str, str], Kind]]:
         parsed = parsing.parse(documents)
         kinds: dict[tuple[str, str], Kind] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -105,7 +106,7 @@ class World:
         running = asyncio.create_task(self._run_pods())
         try:
             return await launcher.launch(
-                {f"{name}.yaml": json.dumps(item) for name, item in files.items()},
+                {f"{name}.yaml": [copy.deepcopy(item)] for name, item in files.items()},
                 before=before,
                 save=self.saved.append,
                 timeout=timeout,
