@@ -63,7 +63,7 @@ class Certificate:
         files = {name: Path(paths[key]).read_text() for key, name in _FILES.items()}
         return replace(self, files=files)
 
-    def check(self, documents: Mapping[str, parsing.Source], route: Route, namespace: str) -> None:
+    def check(self, documents: Mapping[str, list[Any]], route: Route, namespace: str) -> None:
         """Raise ManifestError where a template makes up a new name each time it is rendered."""
         for name in foreseen(documents, route, namespace):
             if name not in self.names:
@@ -74,9 +74,7 @@ class Certificate:
                 )
 
 
-def foreseen(
-    documents: Mapping[str, parsing.Source], route: Route, namespace: str
-) -> tuple[str, ...]:
+def foreseen(documents: Mapping[str, list[Any]], route: Route, namespace: str) -> tuple[str, ...]:
     """The name of the connection object as a certificate has it; empty if nobody can know it yet.
 
     Raises:
@@ -94,7 +92,7 @@ def foreseen(
     return (_alt_name(host),) if host else ()
 
 
-async def wanted(spawner: Any, documents: Mapping[str, parsing.Source]) -> tuple[str, ...]:
+async def wanted(spawner: Any, documents: Mapping[str, list[Any]]) -> tuple[str, ...]:
     """All names of the certificate for what the spawner's template rendered.
 
     Raises:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
@@ -56,7 +57,7 @@ class Launcher:
 
     async def launch(
         self,
-        documents: Mapping[str, parsing.Source],
+        documents: Mapping[str, list[Any]],
         *,
         before: Record | None,
         save: Callable[[Record], None],
@@ -105,7 +106,7 @@ class Launcher:
         return Waiter(Server(self.cluster, record), self.limits, self.tell, self.log)
 
     async def _plan(
-        self, documents: Mapping[str, parsing.Source]
+        self, documents: Mapping[str, list[Any]]
     ) -> tuple[Plan, dict[tuple[str, str], Kind]]:
         parsed = parsing.parse(documents)
         kinds: dict[tuple[str, str], Kind] = {

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightkube_template_spawner.errors import ManifestError
-from lightkube_template_spawner.objects import kubeyaml, stamping
+from lightkube_template_spawner.objects import stamping
 from lightkube_template_spawner.objects.ref import KindRef, ObjectRef
 
 _LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _LIMIT = 100  # objects of one server; a template that loops on user input stops here
-
-Source = str | list[Any]  # a rendered file: its text, or the documents already read from it
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +33,14 @@ class Document:
         return f"{ObjectRef.of(self.manifest)} ({self.source})"
 
 
-def parse(documents: Mapping[str, Source]) -> list[Document]:
+def parse(documents: Mapping[str, list[Any]]) -> list[Document]:
     """Take objects out of rendered files; lists are opened, Helm's test hooks left out.
 
     Raises:
-        TemplateError: a file is not YAML.
         ManifestError: a document is not a named Kubernetes object.
     """
     objects: list[Document] = []
-    for source, content in documents.items():
-        entries = kubeyaml.load_all(content, source) if isinstance(content, str) else content
+    for source, entries in documents.items():
         for item in entries:
             items = [item]
             if isinstance(item, Mapping) and str(item.get("kind", "")).endswith("List"):

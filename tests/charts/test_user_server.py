@@ -161,7 +161,7 @@ def test_the_spawner_accepts_it(
         "labels": dict(who.server_labels),
     }
     rules = manifests.Contract("users", shared_objects=("Secret/registry", "ServiceAccount/user"))
-    documents = parsing.parse(run(**values, **own).documents)
+    documents = parsing.parse(run(**values, **own).objects)
     plan = manifests.prepare(documents, who, rules, namespaced=lambda _: True, nonce="n")
     assert not plan.warnings
     by_service = values.get("connection") == "service" or "internal_ssl" in values

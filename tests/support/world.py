@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -85,7 +85,7 @@ class World:
         running = asyncio.create_task(self._run_pods())
         try:
             return await launcher.launch(
-                {f"{name}.yaml": json.dumps(item) for name, item in files.items()},
+                {f"{name}.yaml": [copy.deepcopy(item)] for name, item in files.items()},
                 before=before,
                 save=self.saved.append,
                 timeout=timeout,
