@@ -119,12 +119,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._starting = False
             log.close()
         self._monitor.begin(launcher.cluster, record)
-        self.log.info(
-            "%s is ready at %s after %.1f s",
-            self._log_name,
-            record.url,
-            time.monotonic() - start_time,
-        )
+        seconds = time.monotonic() - start_time
+        self.log.info("%s is ready at %s after %.1f s", self._log_name, record.url, seconds)
         return record.url
 
     async def _run_apply_user_options(self, user_options: Any) -> None:
@@ -374,12 +370,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
     async def _remove(self, record: Record, timeout: float, *, grace: int | None = None) -> None:
         """Remove what goes when a server stops; a pod on a lost node is left to its node."""
         try:
-            await self._removal(grace).stop(
-                record,
-                self.lifecycle_annotation_key,
-                extra_kinds=self.resource_kinds,
-                timeout=timeout,
-            )
+            key, kinds = self.lifecycle_annotation_key, self.resource_kinds
+            await self._removal(grace).stop(record, key, extra_kinds=kinds, timeout=timeout)
         except NodeLost as error:  # the next start says so, if it is still there
             self._warn("is gone, but", error)
 
