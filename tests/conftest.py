@@ -12,10 +12,18 @@ import pytest
 from lightkube_template_spawner.cluster.api import Api
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.timing import Timing
+from lightkube_template_spawner.templates import renderer as renderers
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.objects import ME
 from tests.support.timing import QUICK
+
+
+@pytest.fixture(scope="module", autouse=True)
+async def helm_worker() -> AsyncIterator[None]:
+    """All tests of a file share Helm's worker, which takes longest to start; it ends with them."""
+    yield
+    await renderers.close_renderers()
 
 
 @pytest.fixture

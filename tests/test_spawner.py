@@ -37,7 +37,6 @@ from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.identity import OWNER, Identity
 from lightkube_template_spawner.objects.ref import POD, ObjectRef
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
-from lightkube_template_spawner.templates import renderer as renderers
 from lightkube_template_spawner.templates.helm.library import library_folder
 from tests.support.charts import write_chart
 from tests.support.connect import kubeconfig
@@ -100,13 +99,6 @@ KEPT = {f"PersistentVolumeClaim/home-{SLUG}", f"ConfigMap/kept-{SLUG}"}
 RUNNING = {*KEPT, f"ConfigMap/values-{SLUG}", f"Secret/{SLUG}", f"Pod/{SLUG}"}
 DOWN = Fault(error=lambda: httpx2.ConnectError("refused"), times=9999)
 DENIED = text(403, '{"message": "no", "reason": "Forbidden", "code": 403}', "application/json")
-
-
-@pytest.fixture(scope="module", autouse=True)
-async def one_loop() -> AsyncIterator[None]:
-    """All tests share an event loop, and so Helm's worker, which takes longest to start."""
-    yield
-    await renderers.close_renderers()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from lightkube_template_spawner.hub import internal_ssl as certificates
 from lightkube_template_spawner.objects import connection
 from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
-from lightkube_template_spawner.templates import renderer as renderers
 from lightkube_template_spawner.templates.helm.library import library_folder
 from tests.support.charts import write_chart
 from tests.support.fake_apiserver import FakeApiServer
@@ -112,7 +111,6 @@ async def hub(fake: FakeApiServer, tmp_path: Path, chart: Path) -> AsyncIterator
         }
         made.boot()
         yield made
-    await renderers.close_renderers()
 
 
 async def started(spawner: LightkubeTemplateSpawner) -> str:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,6 @@ ECHO = "values: {{ omit .Values `secret` | toJson }}\n"
 RUNAWAY = "{{ range until 100000 }}{{ range until 100000 }}{{ end }}{{ end }}"
 
 Write = Callable[..., Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-async def one_loop() -> AsyncIterator[None]:
-    """All tests share an event loop, and so a worker, which takes longest to start."""
-    yield
-    await renderers.close_renderers()
 
 
 @pytest.fixture(autouse=True)
