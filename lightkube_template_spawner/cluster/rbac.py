@@ -64,17 +64,17 @@ def is_missing_right(error: Forbidden) -> bool:
 
 def explain(missing: Needs, account: str = "the hub's account") -> str:
     """Every missing right in words, and as the rules to add, one a line, in YAML."""
-    wanted = sorted(missing.items(), key=lambda need: (need[0][1], str(need[0][0])))
+    needs = sorted(missing.items(), key=lambda need: (need[0][1], str(need[0][0])))
     words = [
         f"{_any_of(sorted(verbs))} {_resource(kind)} {_where(name)}"
-        for (kind, name), verbs in wanted
+        for (kind, name), verbs in needs
     ]
     lines = [f"{account} may not {', nor '.join(words)}."]
-    for namespace in dict.fromkeys(name for (_, name), _ in wanted):
+    for namespace in dict.fromkeys(name for (_, name), _ in needs):
         role = f"a Role in namespace {namespace!r}" if namespace else "a ClusterRole"
         lines.append(f"Add to {role} that is bound to this account:")
         groups: dict[tuple[str, str], list[str]] = {}
-        for (kind, name), verbs in wanted:
+        for (kind, name), verbs in needs:
             if name == namespace:
                 key = (kind.group or '""', ", ".join(sorted(verbs)))
                 groups.setdefault(key, []).append(kind.plural)
@@ -129,23 +129,23 @@ class Rights:
         Raises:
             ClusterError: the API server could not be asked.
         """
-        left = self._without(needs)
-        if left:
+        lacks = self._without(needs)
+        if lacks:
             async with self._asking:
-                left = self._without(needs)
-                for namespace in sorted({name for _, name in left}):
+                lacks = self._without(needs)
+                for namespace in sorted({name for _, name in lacks}):
                     rules, complete = await self._discovery.rules(namespace or _NOWHERE)
-                    for place in [place for place in left if place[1] == namespace]:
-                        held = allowed(rules, place[0], left[place])
+                    for place in [place for place in lacks if place[1] == namespace]:
+                        held = allowed(rules, place[0], lacks[place])
                         if not complete:
-                            held |= await self._reviewed(place, left[place] - held)
+                            held |= await self._reviewed(place, lacks[place] - held)
                         self._remember(
                             place, held, self._timing.rights if complete else _REVIEWED_STANDS
                         )
-                        left[place] -= held
+                        lacks[place] -= held
                     if complete and namespace == events:
                         self._look_for_events(rules, events)
-        return {place: verbs for place, verbs in left.items() if verbs}
+        return {place: verbs for place, verbs in lacks.items() if verbs}
 
     def is_settled(self, kind: Kind) -> bool:
         """Whether ``everywhere`` was answered before."""
@@ -186,8 +186,8 @@ class Rights:
             return "the hub's account"  # before Kubernetes 1.28
 
     def _without(self, needs: Needs) -> dict[Place, frozenset[str]]:
-        left = {place: verbs - self._known(place).verbs for place, verbs in needs.items()}
-        return {place: verbs for place, verbs in left.items() if verbs}
+        lacks = {place: verbs - self._known(place).verbs for place, verbs in needs.items()}
+        return {place: verbs for place, verbs in lacks.items() if verbs}
 
     def _known(self, place: Place) -> _Held:
         held = self._held.get(place, _NOTHING)
@@ -202,9 +202,9 @@ class Rights:
         """One question a verb, where webhooks decide and cannot tell their rules."""
         kind, namespace = place
         path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-        given = set()
+        allowed_verbs = set()
         for verb in sorted(verbs):
-            asked = {
+            attributes = {
                 "group": kind.group,
                 "resource": kind.plural,
                 "namespace": namespace,
@@ -213,14 +213,14 @@ class Rights:
             review = {
                 "apiVersion": "authorization.k8s.io/v1",
                 "kind": "SelfSubjectAccessReview",
-                "spec": {"resourceAttributes": asked},
+                "spec": {"resourceAttributes": attributes},
             }
             answer = await retry(
                 partial(self._api.call, "POST", path, body=review), self._log, self._timing
             )
             if (answer.get("status") or {}).get("allowed") is True:
-                given.add(verb)
-        return frozenset(given)
+                allowed_verbs.add(verb)
+        return frozenset(allowed_verbs)
 
     def _look_for_events(self, rules: Iterable[Mapping[str, Any]], namespace: str) -> None:
         lacking = LOOK - allowed(rules, EVENTS, LOOK)

@@ -41,11 +41,11 @@ def username(spawner: Any, instance: str) -> str:
 def servername(spawner: Any, instance: str) -> str:
     """The hub's name, if no other server, renamed since, goes by it."""
     name = str(spawner.name)
-    taken = any(
+    namesake = any(
         (record.identity.instance, record.identity.servername) == (instance, name)
         for record in siblings(spawner)
     )
-    return f"{name}/{spawner.orm_spawner.id}" if taken else name
+    return f"{name}/{spawner.orm_spawner.id}" if namesake else name
 
 
 def apart(spawner: Any, identity: Identity) -> Identity:

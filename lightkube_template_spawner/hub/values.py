@@ -86,20 +86,20 @@ def tainted(spawner: Any, before: Mapping[str, Any]) -> Iterator[guard.Path]:
 
 
 async def _extra(spawner: Any) -> dict[str, Any]:
-    given = await _called(spawner) if callable(spawner.extra_vars) else spawner.extra_vars
-    if given is None:
+    extra = await _called(spawner) if callable(spawner.extra_vars) else spawner.extra_vars
+    if extra is None:
         return {}
-    if not isinstance(given, Mapping):
+    if not isinstance(extra, Mapping):
         raise TemplateError(
-            f"the trait `extra_vars` gave a {type(given).__name__}, not a dictionary"
+            f"the trait `extra_vars` gave a {type(extra).__name__}, not a dictionary"
         )
-    return {**given, **{name: _bytes(name, given[name]) for name in _SIZES if name in given}}
+    return {**extra, **{name: _bytes(name, extra[name]) for name in _SIZES if name in extra}}
 
 
 async def _called(spawner: Any) -> Any:
     with _failing(spawner, "the function of the trait `extra_vars`"):
-        given = spawner.extra_vars(spawner)
-        return await given if inspect.isawaitable(given) else given
+        extra = spawner.extra_vars(spawner)
+        return await extra if inspect.isawaitable(extra) else extra
 
 
 @contextmanager

@@ -145,8 +145,8 @@ class Waiter:
             while True:
                 stores = await self._in_sight(stores, watch)
                 self._refuse_the_ended()
-                if (found := ready()) is not None:
-                    return found
+                if (result := ready()) is not None:
+                    return result
                 seconds = min(await self._judge(), self.server.cluster.timing.sight)
                 with anyio.move_on_after(seconds):
                     await changed.wait()
@@ -237,7 +237,7 @@ class Waiter:
 
     async def _look_up(self) -> bool:
         """Ask for what unnoticed pods refer to, once a pod; whether something is missing."""
-        found = False
+        any_missing = False
         for live in self.server.pods():
             if live.meta.uid not in self._missing and failures.unnoticed(live.as_dict()):
                 self._missing[live.meta.uid] = []
@@ -252,8 +252,8 @@ class Waiter:
                         for kind, name in references.of_manifest(live.as_dict())
                         if await self._is_missing(kind, live.meta.namespace, name)
                     ]
-                found = found or bool(self._missing[live.meta.uid])
-        return found
+                any_missing = any_missing or bool(self._missing[live.meta.uid])
+        return any_missing
 
     async def _is_missing(self, kind: str, namespace: str, name: str) -> bool:
         served = await self.server.cluster.discovery.named(
@@ -282,9 +282,9 @@ def _words(event: Event) -> str:
 
 def _claims(pod: Live) -> set[str]:
     """The names of the volume claims that a pod uses, those of its ephemeral volumes included."""
-    found: set[str] = set()
+    claims: set[str] = set()
     for volume in (pod.as_dict().get("spec") or {}).get("volumes") or ():
-        found.add(str((volume.get("persistentVolumeClaim") or {}).get("claimName")))
+        claims.add(str((volume.get("persistentVolumeClaim") or {}).get("claimName")))
         if "ephemeral" in volume:
-            found.add(f"{pod.meta.name}-{volume['name']}")
-    return found
+            claims.add(f"{pod.meta.name}-{volume['name']}")
+    return claims

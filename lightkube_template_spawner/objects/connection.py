@@ -160,8 +160,8 @@ def foreseen_host(manifest: Mapping[str, Any], route: Route, namespace: str) -> 
     if KindRef.of(manifest) != SERVICE or not isinstance(spec, Mapping):
         return None
     address = Address.written(manifest, route.annotation_key)
-    given = bool(spec.get("clusterIP")) or bool(address.external_name)
-    if address.path or (route.service_address == "ip" and not given):
+    fixed_host = bool(spec.get("clusterIP")) or bool(address.external_name)
+    if address.path or (route.service_address == "ip" and not fixed_host):
         return None
     return _service_host({"metadata": metadata, "spec": spec}, address, route)
 

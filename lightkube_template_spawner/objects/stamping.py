@@ -127,10 +127,10 @@ def _mapping(holder: dict[str, Any], key: str) -> dict[str, Any]:
     """The mapping at ``key``, made if the template left it out or empty."""
     if holder.get(key) is None:
         holder[key] = {}
-    found = holder[key]
-    if not isinstance(found, dict):
+    mapping = holder[key]
+    if not isinstance(mapping, dict):
         raise ManifestError(f"its {key} is not a mapping: look at the template's indentation")
-    return found
+    return mapping
 
 
 def _refuse_foreign(labels: Mapping[str, Any], identity: Identity) -> None:

@@ -227,7 +227,7 @@ class _Comparison:
                 )
 
     def _restored(self, key: str) -> str:
-        return self._probe.canary.sub(lambda found: self._probe.texts[found[0]], key)
+        return self._probe.canary.sub(lambda match: self._probe.texts[match[0]], key)
 
     def _names(self, probed: Any) -> str:
         """The values whose canaries are at the place in question, or else all of them."""

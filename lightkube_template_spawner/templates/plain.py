@@ -16,13 +16,13 @@ _LONGEST_SHOWN: Final = 80
 
 def plain_mapping(values: Any) -> dict[str, Any]:
     """All values of a start, as ``plain`` makes them."""
-    made = plain(values)
-    if not isinstance(made, dict):
+    mapping = plain(values)
+    if not isinstance(mapping, dict):
         raise TemplateError(
             f"The values are a {type(values).__name__}, but must be a dictionary: a template calls "
             "each by its name."
         )
-    return made
+    return mapping
 
 
 def plain(value: Any, place: str = "", depth: int = 0) -> Any:

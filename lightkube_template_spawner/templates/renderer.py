@@ -103,9 +103,9 @@ def open_renderer(
     empty text; the `helm` command has no such option.
     """
     key = (path, kube_version, timeout, strict)
-    known = _open_here()
-    if key in known:
-        return known[key]
+    renderers = _open_here()
+    if key in renderers:
+        return renderers[key]
     engine = SharedWorker(log) if library_folder() is not None else _command(log, strict)
     renderer = _HelmRenderer(
         path,
@@ -114,9 +114,9 @@ def open_renderer(
         log=log,
         timeout=timeout,
         strict=strict,
-        forget=lambda: known.pop(key, None),
+        forget=lambda: renderers.pop(key, None),
     )
-    known[key] = renderer
+    renderers[key] = renderer
     return renderer
 
 
