@@ -47,21 +47,22 @@ class Offer:
 
     def form(
         self,
-        saved: Mapping[str, Any] | None = None,
+        saved: Any = None,
         errors: Sequence[Problem] = (),
         prefill: Mapping[str, Any] | None = None,
         fixed: Mapping[str, Any] | None = None,
     ) -> str:
         """The page's inner part, or nothing where the list is empty.
 
-        ``saved`` are the last start's options. ``prefill`` comes before them: what a link says
-        (``Choices.from_query``), or what was sent and refused, together with ``errors``.
+        ``saved`` are the last start's options, whatever they are. ``prefill`` comes before them:
+        what a link says (``Choices.from_query``), or what was sent and refused, with ``errors``.
         """
         if not self.everything:
             return ""
-        shown = {**(saved or {}), **(prefill or {})}
-        if prefill and prefill.get("profile") not in (None, "", (saved or {}).get("profile")):
-            shown = dict(prefill)
+        last = dict(saved) if isinstance(saved, Mapping) else {}
+        now = dict(prefill or {})
+        same = now.get("profile") in (None, "", last.get("profile"))
+        shown = last | now if same else now
         return form.render(self.everything, self.profiles, shown, fixed or {}, errors)
 
     def their_form(

@@ -205,9 +205,10 @@ def _unlisted(section: Section) -> Unlisted | None:
         return None
     place = f"{section.place}.unlisted_choice"
     inner = Section(section.raw("unlisted_choice"), place, _UNLISTED)
+    name = section.text("display_name")
     unlisted = Unlisted(
         layer=_layer(inner, typed=True),
-        display_name=inner.text("display_name", section.text("display_name")),
+        display_name=inner.text("display_name", "Another one" if "choices" in section else name),
         display_name_in_choices=inner.text("display_name_in_choices", "Other..."),
         description_in_choices=inner.text("description_in_choices"),
         regex=_regex(inner),

@@ -86,16 +86,16 @@ def _check_change(option: Option, former: Pick, pick: Pick) -> None:
     name = option.display_name
     if not option.mutable and (pick.key, pick.value) != (former.key, former.value):
         raise FieldRefused(
-            f"{name} ({option.key}) was set at the first start and cannot be changed: send "
+            f"{name} ({option.key}) was set at the first start and cannot be changed: choose "
             f"{former.value}."
         )
     if option.monotonic is Monotonic.INCREASING and pick.rank < former.rank:
         raise FieldRefused(
-            f"{name} ({option.key}) can only grow: send {shown(str(former.value))} or more."
+            f"{name} ({option.key}) can only grow: choose {shown(str(former.value))} or more."
         )
     if option.monotonic is Monotonic.DECREASING and pick.rank > former.rank:
         raise FieldRefused(
-            f"{name} ({option.key}) can only shrink: send {shown(str(former.value))} or less."
+            f"{name} ({option.key}) can only shrink: choose {shown(str(former.value))} or less."
         )
 
 
@@ -134,7 +134,9 @@ def _default_pick(option: Option) -> Pick | None:
 
 
 def _missing(option: Option) -> FieldRefused:
-    return FieldRefused(f"{option.display_name} ({option.key}) is needed: send {allowed(option)}.")
+    return FieldRefused(
+        f"{option.display_name} ({option.key}) is needed: choose {allowed(option)}."
+    )
 
 
 def _number(option: Option, number: Number, value: Any) -> Pick | None:
@@ -144,9 +146,9 @@ def _number(option: Option, number: Number, value: Any) -> Pick | None:
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         value = float(value) if "." in value else int(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise FieldRefused(f"{name} is {kind(value)}: send {number.allowed}.")
+        raise FieldRefused(f"{name} is {kind(value)}: choose {number.allowed}.")
     if not (abs(value) <= LARGEST and number.allows(value)):  # NaN is in no order
-        raise FieldRefused(f"{name} is {shown(_brief(value))}: send {number.allowed}.")
+        raise FieldRefused(f"{name} is {shown(_brief(value))}: choose {number.allowed}.")
     exact = int(value) if value == int(value) else value
     return Pick(option.key, exact, replace(number.layer, typed=exact), rank=float(exact))
 
@@ -159,7 +161,7 @@ def _text(option: Option, text: Any) -> Pick:
     name = f"{option.display_name} ({option.key}{UNLISTED})"
     unlisted = option.unlisted
     if unlisted is None:
-        raise FieldRefused(f"{name} is not open to you: send {allowed(option)}.")
+        raise FieldRefused(f"{name} is not open to you: choose {allowed(option)}.")
     if not isinstance(text, str):
         raise FieldRefused(f"{name} is {kind(text)}: send text.")
     if len(text) > MAX_TYPED:
@@ -180,7 +182,7 @@ def _expected(unlisted: Unlisted) -> str:
 def _choice(option: Option, key: Any) -> Pick:
     name = f"{option.display_name} ({option.key})"
     if not isinstance(key, str):
-        raise FieldRefused(f"{name} is {kind(key)}: send {allowed(option)}.")
+        raise FieldRefused(f"{name} is {kind(key)}: choose {allowed(option)}.")
     choice = option.choice(key)
     notices: tuple[str, ...] = ()
     while choice and choice.redirect:
@@ -188,11 +190,12 @@ def _choice(option: Option, key: Any) -> Pick:
         notices += (redirected(choice.display_name, choice.redirect, target),)
         choice = target
     if choice is None and option.unlisted and key in OTHERS:
-        raise FieldRefused(f"{name} is to be another one: send {_typed(option)}.")
+        raise FieldRefused(f"{name} is to be another one: choose {_typed(option)}.")
     if choice is None:
         close = nearest(key, [one.key for one in option.choices if one.offered])
         raise FieldRefused(
-            f"{name} is {shown(key)!r}, which is not there for you.{close} Send {allowed(option)}."
+            f"{name} is {shown(key)!r}, which is not there for you.{close} Choose "
+            f"{allowed(option)}."
         )
     if choice.deprecated:
         notices += (f"{option.display_name}, {choice.display_name}: {choice.deprecated}",)
@@ -211,4 +214,4 @@ def allowed(option: Option) -> str:
 
 
 def _typed(option: Option) -> str:
-    return f"a text as `{option.key}{UNLISTED}`"
+    return f"a text of your own (`{option.key}{UNLISTED}`)"

@@ -79,6 +79,8 @@ def _narrowed(profile: Profile, user: str, groups: Collection[str]) -> Profile:
     def admits(audience: Audience) -> bool:
         return audience.admits(user, groups)
 
+    if not profile.options:
+        return profile
     options = (
         replace(
             option,
@@ -164,7 +166,7 @@ def chosen_profile(
         return _default(everything, offered), (), False
     allowed = one_of(profile.slug for profile in offered if profile.offered)
     if not isinstance(slug, str):
-        raise ChoicesRefused([_problem(f"`profile` is {kind(slug)}: send {allowed}.")])
+        raise ChoicesRefused([_problem(f"`profile` is {kind(slug)}: choose {allowed}.")])
     asked = profile = by_slug(everything, slug)
     notices: tuple[str, ...] = ()
     while profile and profile.redirect:
@@ -174,7 +176,7 @@ def chosen_profile(
     if profile is None or asked is None:
         close = nearest(slug, [one.slug for one in offered if one.offered])
         raise ChoicesRefused(
-            [_problem(f"There is no profile {shown(slug)!r}.{close} Send {allowed}.")]
+            [_problem(f"There is no profile {shown(slug)!r}.{close} Choose {allowed}.")]
         )
     mine = by_slug(offered, profile.slug)
     if mine is None:
@@ -202,15 +204,21 @@ def _default(everything: tuple[Profile, ...], offered: tuple[Profile, ...]) -> P
 
 def nothing_open(everything: Iterable[Profile]) -> str:
     """What a user reads to whom no profile is open."""
-    groups = {group for profile in everything for group in profile.audience.groups}
+    groups = {group for profile in everything for group in _groups(profile)}
     if not groups:
         return "No profile is open to you: ask the administrator of this hub for one."
     return f"No profile is open to you. Members of {one_of(groups)} have some: ask to become one."
 
 
 def _whose(profile: Profile) -> str:
-    groups = profile.audience.groups
+    groups = _groups(profile)
     return f" (members of {one_of(groups)} have it)" if groups else ""
+
+
+def _groups(profile: Profile) -> set[str]:
+    """Those that open the profile, or choices without which it cannot be started."""
+    choices = (choice for option in profile.options for choice in option.choices)
+    return {group for one in (profile, *choices) for group in one.audience.groups}
 
 
 def _problem(message: str) -> Problem:

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 _LISTED: Final = 20  # names in one message
+_LONGEST: Final = 80  # characters of a name for which a near one is looked for
 
 
 def kind(value: Any) -> str:
@@ -28,6 +29,8 @@ def kind(value: Any) -> str:
 
 def nearest(name: Any, known: Iterable[str]) -> str:
     """The known name that was probably meant, as a question to put into a message, or nothing."""
+    if isinstance(name, str) and len(name) > _LONGEST:  # looking for it would take long
+        return ""
     close = get_close_matches(str(name), sorted(known), n=1, cutoff=0.7)
     return f" Did you mean {close[0]!r}?" if close else ""
 

@@ -47,6 +47,11 @@ def test_it_is_small_and_needs_no_script_and_no_network() -> None:
     assert not re.search(r"url\(|@import|https?:|\bon[a-z]+=", text)
 
 
+@pytest.mark.parametrize("saved", [None, [], ["x"], "x", 7, {"profile": ["small"], 3: {}}])
+def test_whatever_was_saved_the_page_is_there(offer: Offer, saved: Any) -> None:
+    assert offer.form(saved) == offer.form()
+
+
 def test_an_empty_list_has_no_form() -> None:
     assert Choices.load([]).for_user("eve").form() == ""
 
@@ -322,7 +327,7 @@ def test_forms_are_read_as_they_are_sent(formdata: Any, options: dict[str, Any])
 
 def test_an_empty_text_of_ones_own_is_asked_for() -> None:
     choices = Choices.load(documented())
-    with pytest.raises(ChoicesRefused, match=r"send a text as `image--unlisted-choice`"):
+    with pytest.raises(ChoicesRefused, match=r"choose a text of your own"):
         choices.select({"profile": "demo-1", "image": "unlisted-choice"}, "eve")
 
 

@@ -200,7 +200,7 @@ async def test_an_async_function_in_an_override_is_awaited() -> None:
 
 @pytest.mark.parametrize("sent", ["unknown", {"a": 1}, ["base"], 5, True])
 def test_an_unknown_choice_or_type_is_a_refusal_and_no_crash(sent: Any) -> None:
-    with pytest.raises(ChoicesRefused, match=r"Image \(image\) is .* Send|: send 'base'"):
+    with pytest.raises(ChoicesRefused, match=r"Image \(image\) is .* Choose|: choose 'base'"):
         Choices.load(documented()).select({"profile": "demo-1", "image": sent}, "eve")
 
 

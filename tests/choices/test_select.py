@@ -91,17 +91,20 @@ BAD: list[tuple[Any, str]] = [
         for value in BAD_TYPES
     ),
     *(
-        ({"memory": value}, r"Memory \(memory\) is .*: send a number from 0.5 to 8 in steps of 0.5")
+        (
+            {"memory": value},
+            r"Memory \(memory\) is .*: choose a number from 0.5 to 8 in steps of 0.5",
+        )
         for value in BAD_NUMBERS
     ),
     ({"disk": 10.5}, "a whole number from 10 to 100"),
-    ({"profile": "smal"}, "no profile 'smal'. Did you mean 'small'. Send 'small'"),
+    ({"profile": "smal"}, "no profile 'smal'. Did you mean 'small'. Choose 'small'"),
     ({"profile": "Small"}, "no profile 'Small'"),
     ({"profile": "gpu"}, r"'gpu' is not for you \(members of 'gpu-users' have it\): 'small'"),
     ({"image": "bas"}, "is 'bas', which is not there for you. Did you mean 'base'"),
-    ({"image": "secret"}, "is 'secret', which is not there for you. Send 'base' or 'aged'"),
+    ({"image": "secret"}, "is 'secret', which is not there for you. Choose 'base' or 'aged'"),
     ({"image": "unlisted-choice"}, "is 'unlisted-choice'"),
-    ({"image--unlisted-choice": "x"}, "not open to you: send 'base' or 'aged'"),
+    ({"image--unlisted-choice": "x"}, "not open to you: choose 'base' or 'aged'"),
     ({"memory--unlisted-choice": "x", "memory": "x"}, "Memory"),
     ({"zone--unlisted-choice": "c"}, r"zone \(zone--unlisted-choice\) is not open"),
     ({"repo--unlisted-choice": "http://x"}, "is 'http://x': It begins with https://"),
@@ -207,7 +210,7 @@ def test_a_profile_is_not_for_those_who_could_choose_nothing_in_it() -> None:
     )
     assert choices.select({}, "eve").profile == "b"
     assert choices.select({}, "eve", ["g"]).profile == "a"
-    assert "'a' is not for you" in refusal(choices, {"profile": "a"})
+    assert "'a' is not for you (members of 'g' have it)" in refusal(choices, {"profile": "a"})
 
 
 def test_the_default_is_the_first_marked_one_that_is_open() -> None:
@@ -287,14 +290,14 @@ def test_what_is_not_mutable_stays_as_it_was_first(choices: Choices) -> None:
     second = choices.select({}, "eve", fixed=first.fixed)
     assert second.options["zone"] == "b"
     message = refusal(choices, {"zone": "a"}, **first.fixed)
-    assert message == "zone (zone) was set at the first start and cannot be changed: send b."
+    assert message == "zone (zone) was set at the first start and cannot be changed: choose b."
 
 
 def test_what_was_fixed_stays_so_through_a_profile_without_it(choices: Choices) -> None:
     fixed = choices.select({"zone": "b", "disk": 50}, "eve").fixed
     fixed = choices.select({"profile": "attic"}, "eve", fixed=fixed).fixed
     assert fixed == {"zone": "b", "disk": 50}
-    assert "can only grow: send 50 or more" in refusal(choices, {"disk": 49}, **fixed)
+    assert "can only grow: choose 50 or more" in refusal(choices, {"disk": 49}, **fixed)
 
 
 def test_what_only_grows_may_grow(choices: Choices) -> None:
@@ -311,11 +314,11 @@ def test_choices_grow_and_shrink_in_the_order_of_their_list() -> None:
     assert ordered("increasing").select({"size": "l"}, "eve", fixed={"size": "m"}).fixed == {
         "size": "l"
     }
-    assert "can only grow: send m" in refusal(ordered("increasing"), {"size": "s"}, size="m")
+    assert "can only grow: choose m" in refusal(ordered("increasing"), {"size": "s"}, size="m")
     assert ordered("decreasing").select({"size": "s"}, "eve", fixed={"size": "m"}).fixed == {
         "size": "s"
     }
-    assert "can only shrink: send m" in refusal(ordered("decreasing"), {"size": "l"}, size="m")
+    assert "can only shrink: choose m" in refusal(ordered("decreasing"), {"size": "l"}, size="m")
 
 
 @pytest.mark.parametrize("fixed", [{"zone": "gone"}, {"zone": ["a"]}, {"disk": 10**9}, {"x": 1}])
@@ -336,8 +339,8 @@ def test_a_text_that_must_be_given_is_asked_for() -> None:
         ]
     )
     assert refusal(choices, {}) == (
-        "repo (repo) is needed: send a text as `repo--unlisted-choice`. "
-        "Hours (hours) is needed: send a whole number up to 8."
+        "repo (repo) is needed: choose a text of your own (`repo--unlisted-choice`). "
+        "Hours (hours) is needed: choose a whole number up to 8."
     )
     assert choices.select({"repo": "x", "hours": -3.0}, "eve").options == {
         "profile": "a",
