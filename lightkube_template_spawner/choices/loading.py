@@ -89,16 +89,15 @@ def load(profile_list: Any) -> tuple[Profile, ...]:
 
 
 def _profile(entry: Any, place: str) -> Profile:
-    section = Section(entry, place, _PROFILE)
+    slug = _slug(entry)
+    section = Section(entry, f"{place} ({slug!r})" if slug else place, _PROFILE)
     if "display_name" not in section:
         raise section.wrong("display_name", "is missing: write what users read")
     name = section.text("display_name")
-    slug = section.text("slug") if "slug" in section else slugify(name)
-    if not slug:
+    if not section.text("slug", slug):
         raise section.wrong(
             "slug", f"is empty, and {name!r} has no letters to make one from: write one"
         )
-    section.place = f"{place} ({slug!r})"
     options = section.mapping("profile_options")
     place = f"{section.place}.profile_options"
     return Profile(
@@ -107,6 +106,16 @@ def _profile(entry: Any, place: str) -> Profile:
         options=tuple(_option(key, value, f"{place}.{key}") for key, value in options.items()),
         **_life(section),
     )
+
+
+def _slug(entry: Any) -> str:
+    """A profile's slug, as KubeSpawner makes it; nothing where none can be read."""
+    if not isinstance(entry, Mapping):
+        return ""
+    slug, name = entry.get("slug"), entry.get("display_name")
+    if isinstance(slug, str):
+        return slug
+    return slugify(name) if isinstance(name, str) else ""
 
 
 def _life(section: Section) -> dict[str, Any]:

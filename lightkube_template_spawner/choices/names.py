@@ -19,6 +19,7 @@ from lightkube_template_spawner.choices.model import (
 )
 
 _LINK: Final = "opt-"  # JupyterHub's prefix for options in the query of a link
+_HUBS: Final = ("next", "display_name", "_xsrf")  # what it means itself by names without it
 
 
 def from_form(profiles: Iterable[Profile], formdata: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +41,10 @@ def from_form(profiles: Iterable[Profile], formdata: Mapping[str, Any]) -> dict[
 
 def from_query(profiles: Iterable[Profile], query: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a link means: ``?profile=gpu&opt-image=x``, or with a form's long names."""
-    plain = {name.removeprefix(_LINK): value for name, value in query.items()}
+    plain = {name: value for name, value in query.items() if name not in _HUBS}
+    plain |= {
+        name.removeprefix(_LINK): value for name, value in query.items() if name.startswith(_LINK)
+    }
     slug = _first(plain, PROFILE)
     keys = {option.key for profile in profiles for option in profile.options}
     sent = from_form(profiles, plain)

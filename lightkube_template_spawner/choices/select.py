@@ -217,8 +217,9 @@ def _whose(profile: Profile) -> str:
 
 def _groups(profile: Profile) -> set[str]:
     """Those that open the profile, or choices without which it cannot be started."""
-    choices = (choice for option in profile.options for choice in option.choices)
-    return {group for one in (profile, *choices) for group in one.audience.groups}
+    audiences = [profile.audience]
+    audiences += (choice.audience for option in profile.options for choice in option.choices)
+    return {group for audience in audiences for group in audience.groups}
 
 
 def _problem(message: str) -> Problem:

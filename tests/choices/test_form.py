@@ -162,6 +162,15 @@ def test_a_link_fills_the_form(query: dict[str, list[str]]) -> None:
     assert prefill.keys() - {"profile"} == {"image", "memory"}
 
 
+def test_what_the_hub_means_by_a_name_is_no_choice_unless_it_is_marked_as_one() -> None:
+    names: dict[str, Any] = {"choices": {"a": {}, "b": {}}}
+    choices = Choices.load([{"display_name": "A", "profile_options": {"display_name": names}}])
+    assert choices.from_query({"display_name": ["My server"], "next": ["/"]}) == {}
+    link = {"opt-display_name": ["b"], "display_name": ["My server"]}
+    assert choices.from_query(link) == {"display_name": "b"}
+    assert choices.from_query(dict(reversed(link.items()))) == {"display_name": "b"}
+
+
 def test_a_link_without_a_profile_is_about_the_one_that_is_saved() -> None:
     choices = Choices.load(ours())
     prefill = choices.from_query({"opt-repo": ["https://x"]})

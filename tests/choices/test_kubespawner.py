@@ -32,7 +32,7 @@ NAMES = [
     "tolerations",
     "uid",
 ]
-CASES = 400
+CASES = 250
 
 
 def theirs(folder: Path, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import yaml
 
 from lightkube_template_spawner.choices import Applied, Choices, merged
 from lightkube_template_spawner.choices.overrides import ALIASES, TARGETS
+from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from tests.choices.samples import applied, documented, ours, spawner
 
 CHART = Path(__file__).parents[2] / "charts" / "user-server" / "values.yaml"
@@ -31,6 +34,19 @@ async def typed(text: str, **layer: Any) -> Applied:
         ]
     )
     return await applied(choices.select({"o--unlisted-choice": text}, "ada"))
+
+
+def test_every_trait_of_the_table_is_one_of_the_spawner() -> None:
+    traits = LightkubeTemplateSpawner.class_traits(config=True).keys()
+    assert {target.trait for target in TARGETS.values() if target.trait} - traits == set()
+
+
+def test_every_name_of_the_table_is_one_of_kubespawner() -> None:
+    code = "from kubespawner import KubeSpawner; print(*KubeSpawner.class_trait_names(config=True))"
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert TARGETS.keys() - set(run.stdout.split()) == set()
 
 
 def test_every_value_of_the_table_is_one_of_the_default_chart() -> None:
