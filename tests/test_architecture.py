@@ -29,6 +29,7 @@ HOUSE_RULES: list[Breach] = [
     *((f"{PACKAGE}.cluster", module) for module in ("jupyterhub", "traitlets", "sqlalchemy")),
     *((f"{PACKAGE}.templates", module) for module in ("lightkube", "jupyterhub", "tornado")),
     *((f"{PACKAGE}.objects", module) for module in ("asyncio", "anyio", "lightkube", "traitlets")),
+    *((f"{PACKAGE}.choices", module) for module in ("jupyterhub", "traitlets", "asyncio")),
     (f"{PACKAGE}.cli", "lightkube"),
     (f"{PACKAGE}.hub", "httpx2"),
     (f"{PACKAGE}.cluster.cluster", "httpx2"),
