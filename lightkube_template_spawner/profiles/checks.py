@@ -17,6 +17,7 @@ from lightkube_template_spawner.errors import ProfileError, TemplateError
 from lightkube_template_spawner.templates import plain as values
 from lightkube_template_spawner.templates.plain import shown
 
+_LONGEST_NAME: Final = 1_000
 MAX_NODES: Final = 200_000  # as many as a text may hold
 
 _QUANTITY = re.compile(
@@ -131,9 +132,16 @@ def text(value: Any, place: Place) -> str:
     return value
 
 
-def texts(value: Any, place: Place) -> tuple[str, ...]:
-    """A list of texts."""
-    return tuple(text(item, place.item(n)) for n, item in enumerate(listing(value, place)))
+def names(value: Any, place: Place) -> tuple[str, ...]:
+    """A list of names: of images, users or groups."""
+    return tuple(_name(item, place.item(n)) for n, item in enumerate(listing(value, place)))
+
+
+def _name(value: Any, place: Place) -> str:
+    name = text(value, place)
+    if len(name) > _LONGEST_NAME:
+        place.refuse(f"must have at most {_LONGEST_NAME} characters")
+    return name
 
 
 def known(keys: Iterable[str], allowed: Collection[str], place: Place) -> None:

@@ -66,7 +66,7 @@ class Profiles:
         data = _document(text, place)
         if isinstance(data, dict) and "data" in data:
             return _from_configmap(data, source, key)
-        return _read({"profiles": data} if isinstance(data, list) else data, place)
+        return _read(data, place)
 
     @classmethod
     def from_configmaps(
@@ -153,7 +153,7 @@ def _counts(size: Profile, semantics: str) -> bool:
 
 
 def _read(data: Any, place: Place) -> Profiles:
-    data = checks.mapping(data, place)
+    data = {"profiles": data} if isinstance(data, list) else checks.mapping(data, place)
     checks.known(data, ("profiles", "sizes"), place)
     return Profiles(
         (read_profile(item, at) for item, at in _items(data, "profiles", place)),

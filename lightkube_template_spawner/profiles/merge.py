@@ -5,8 +5,9 @@ there is one each in the end, as server-side apply demands. ``singleuser-profile
 library gave for the fields that it knew (``legacy``). In both, the list's order decides, and what
 comes last wins.
 
-Merging in steps gives the same as at once, except where one profile has a mapping and another none
-under the same key of a free mapping, and where a profile replaces.
+Merged in whatever groups, variables, tolerations, amounts, labels, annotations and selectors are
+the same as merged at once, as long as no profile takes away (``null``, ``merge: replace``). So are
+free mappings, where no key has a mapping in one profile and something else in another.
 """
 
 from __future__ import annotations

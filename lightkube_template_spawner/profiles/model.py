@@ -83,7 +83,7 @@ def _read(data: Any, allowed: tuple[str, ...], place: Place) -> Profile:
         place.key("name").refuse(f"must be text, not {checks.kind(name)}: put it in quotes")
     place = place.named(name or "")
     checks.known(data, allowed, place)
-    images, users, groups = (checks.texts(data.get(key), place.key(key)) for key in _FOR_WHOM)
+    images, users, groups = (checks.names(data.get(key), place.key(key)) for key in _FOR_WHOM)
     return Profile(
         name or "",
         images,
