@@ -40,7 +40,7 @@ def update(model: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> N
     """
     names = {key: name for name, key in model.attribute_map.items()}
     for key in before.keys() - after.keys():
-        setattr(model, names[key], None)
+        _set(model, names[key], None)
     for key, value in after.items():
         if key in before and before[key] == value:
             continue
@@ -53,7 +53,14 @@ def update(model: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> N
             for item, old, new in zip(current, before[key], value, strict=True):
                 update(item, old, new)
         else:
-            setattr(model, names[key], _made(value, model.openapi_types[names[key]], type(model)))
+            _set(model, names[key], _made(value, model.openapi_types[names[key]], type(model)))
+
+
+def _set(model: Any, name: str, value: Any) -> None:
+    try:
+        setattr(model, name, value)
+    except ValueError as error:  # a field that must be there; the message names it, not a value
+        raise ProfileError(f"{type(model).__name__}: {error}") from None
 
 
 def _is_model(value: Any) -> bool:
@@ -86,5 +93,5 @@ def _made(value: Any, type_name: str, beside: type[Any]) -> Any:
                 for key, item in value.items()
             }
         )
-    except ValueError as error:  # a field that must be there; the message names it, not a value
+    except ValueError as error:  # as above
         raise ProfileError(f"{type_name}: {error}") from None

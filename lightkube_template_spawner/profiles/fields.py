@@ -228,6 +228,7 @@ FIELDS: Final[Mapping[str, Callable[[Any, Place], Any]]] = {
     "values": _free,
     "extra_pod_config": _extra_pod,
     "extra_container_config": _extra_container,
+    # How long after its start a server ends, and how long without activity: seconds, once checked.
     "max_age": checks.duration,
     "idle": checks.duration,
 }

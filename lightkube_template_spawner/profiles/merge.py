@@ -147,7 +147,8 @@ def _mount_path(volume: Item) -> Hashable:
 
 def _taint(toleration: Item) -> Hashable:
     of = toleration.get
-    return of("operator") or "Equal", of("key") or "", of("value") or "", of("effect") or ""
+    parts = of("operator") or "Equal", of("key") or "", of("value") or "", of("effect") or ""
+    return tuple(map(str, parts))  # a pod's can be anything
 
 
 def _update(into: Item, more: Item) -> Item:

@@ -34,6 +34,14 @@ USER_VARIABLE: Final = "JUPYTERHUB_USER_NAME"
 GPU_MODE_SELINUX: Final = "selinux"
 GPU_MODE_PRIVILEGED: Final = "privileged"
 
+_POD: Final = Place("the pod given to apply_pod_profile")
+_TOLD_APART_BY: Final[Mapping[str, str]] = {
+    "env": "name",
+    "ports": "containerPort",
+    "volumes": "name",
+    "volumeMounts": "mountPath",
+}
+
 P = TypeVar("P")
 Object = dict[str, Any]
 
@@ -107,18 +115,13 @@ class _Pod:
     """A pod as plain data, that is changed."""
 
     def __init__(self, pod: Any) -> None:
-        place = Place("the pod given to apply_pod_profile")
         if not isinstance(pod, dict) or not isinstance(pod.get("spec"), dict):
-            place.refuse("has no spec: give a V1Pod, or a mapping with `metadata` and `spec`")
-        self._metadata = pod["metadata"] = checks.mapping(pod.get("metadata"), place)
+            _POD.refuse("has no spec: give a V1Pod, or a mapping with `metadata` and `spec`")
+        self._metadata = pod["metadata"] = checks.mapping(pod.get("metadata"), _POD)
         self._spec = pod["spec"]
-        containers = place.key("spec").key("containers")
-        self._containers = [
-            checks.mapping(item, containers.item(n))
-            for n, item in enumerate(checks.listing(self._spec.get("containers"), containers))
-        ]
+        self._containers = _items(self._spec, "containers")
         if not self._containers:
-            containers.refuse("must have a container: the user's server")
+            _POD.key("containers").refuse("must have a container: the user's server")
         self._main = self._containers[0]
 
     def apply(self, given: Mapping[str, Any], spawner: Any, default_mount_path: str) -> None:
@@ -136,7 +139,7 @@ class _Pod:
 
     def _join(self, profile: Object, *, set_resources: bool) -> None:
         """As singleuser-profiles does it."""
-        self._extend(self._main, "env", [_as_python(variable) for variable in profile["env"]])
+        _extend(self._main, "env", [_as_python(variable) for variable in profile["env"]])
         if set_resources:
             self._main["resources"] = {
                 side: _amounts(amounts or {})
@@ -146,20 +149,21 @@ class _Pod:
         if profile["node_tolerations"]:
             self._spec["tolerations"] = profile["node_tolerations"]
         if profile["node_affinity"]:
-            affinity = checks.mapping(self._spec.get("affinity"), Place("the pod"))
+            affinity = checks.mapping(self._spec.get("affinity"), _POD.key("affinity"))
             self._spec["affinity"] = {**affinity, "nodeAffinity": profile["node_affinity"]}
 
     def _merge(self, profile: Object) -> None:
-        self._set(self._main, "env", _resolvable(unique_env(self._all(self._main, "env", profile))))
+        env = unique_env([*_items(self._main, "env"), *profile["env"]])
+        _set(self._main, "env", _resolvable(env))
         resources = {side: _amounts(profile["resources"][side]) for side in ("limits", "requests")}
         _put(self._main, {"resources": resources})
-        tolerations = [*(self._spec.get("tolerations") or []), *profile["node_tolerations"]]
-        self._set(self._spec, "tolerations", unique_tolerations(tolerations))
+        tolerations = [*_items(self._spec, "tolerations"), *profile["node_tolerations"]]
+        _set(self._spec, "tolerations", unique_tolerations(tolerations))
         _put(self._spec, {"affinity": {"nodeAffinity": profile["node_affinity"]}})
 
     def _add_ours(self, profile: Object) -> None:
         """What singleuser-profiles does not know."""
-        self._set(self._main, "ports", unique_ports(self._all(self._main, "ports", profile)))
+        _set(self._main, "ports", unique_ports([*_items(self._main, "ports"), *profile["ports"]]))
         _put(self._spec, {"nodeSelector": profile["node_selector"]})
         _put(self._metadata, {key: profile[key] for key in ("labels", "annotations")})
         deep_merge(self._spec, profile["extra_pod_config"])
@@ -169,8 +173,8 @@ class _Pod:
 
     def _add_volumes(self, volumes: list[Object], default: str, *, unique: bool) -> None:
         specs, mounts = volumes_and_mounts(volumes, default)
-        self._extend(self._spec, "volumes", specs)
-        self._extend(self._main, "volumeMounts", mounts)
+        _extend(self._spec, "volumes", specs)
+        _extend(self._main, "volumeMounts", mounts)
         if unique and volumes:
             self._spec["volumes"] = last_wins(self._spec["volumes"], _name)
             self._main["volumeMounts"] = last_wins(self._main["volumeMounts"], _path)
@@ -180,10 +184,14 @@ class _Pod:
         valid = slugs().is_valid_label(escaped)
         label = escaped if valid else slugs().safe_slug(user, is_valid=slugs().is_valid_label)
         _put(self._metadata, {"labels": {USER_LABEL: label}})
+        variable = {"name": USER_VARIABLE, "value": user}
         for container in self._containers:
-            self._extend(container, "env", [{"name": USER_VARIABLE, "value": user}])
-            if unique:
-                container["env"] = last_wins(container["env"], _name)
+            env = _items(container, "env")
+            if unique:  # first, where others can use it
+                others = [one for one in env if one["name"] != USER_VARIABLE]
+                container["env"] = [variable, *others]
+            else:
+                container["env"] = [*env, variable]
 
     def set_gpus(self, count: int, resource: str, mode: str | None) -> None:
         if not count:
@@ -197,15 +205,28 @@ class _Pod:
         elif mode == GPU_MODE_PRIVILEGED:
             _put(self._main, {"securityContext": {"privileged": True}})
 
-    def _all(self, container: Object, key: str, profile: Object) -> list[Object]:
-        return [*(container.get(key) or []), *profile[key]]
 
-    def _extend(self, into: Object, key: str, items: list[Object]) -> None:
-        self._set(into, key, [*(into.get(key) or []), *items])
+def _items(into: Object, key: str) -> list[Object]:
+    """The pod's own items under ``key``, each a mapping with what tells it from the others."""
+    place = _POD.key(key)
+    items = [
+        checks.mapping(item, place.item(n))
+        for n, item in enumerate(checks.listing(into.get(key), place))
+    ]
+    must_have = _TOLD_APART_BY.get(key)
+    for n, item in enumerate(items):
+        if must_have and not isinstance(item.get(must_have), str | int):
+            place.item(n).refuse(f"has no `{must_have}`")
+    return items
 
-    def _set(self, into: Object, key: str, items: list[Object]) -> None:
-        if items:
-            into[key] = items
+
+def _extend(into: Object, key: str, items: list[Object]) -> None:
+    _set(into, key, [*_items(into, key), *items])
+
+
+def _set(into: Object, key: str, items: list[Object]) -> None:
+    if items:
+        into[key] = items
 
 
 def _checked(given: Mapping[str, Any]) -> tuple[Object, bool]:
@@ -256,4 +277,4 @@ def _name(item: Object) -> Any:
 
 
 def _path(mount: Object) -> Any:
-    return normpath(mount["mountPath"])
+    return normpath(str(mount["mountPath"]))

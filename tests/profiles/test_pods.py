@@ -62,6 +62,10 @@ def applied(profile: Data, by: Any = None, semantics: str = "merge") -> Data:
     return pod
 
 
+def with_main(**fields: Any) -> Data:
+    return {"spec": {"containers": [{"name": "notebook", **fields}]}}
+
+
 def variables(container: Data) -> Data:
     return {one["name"]: one.get("value") for one in container["env"]}
 
@@ -101,10 +105,10 @@ def test_each_field_has_its_place() -> None:
     }  # fmt: skip
     assert pod["metadata"]["annotations"] == {"note": "any text"}
     assert main["env"] == [
+        {"name": "JUPYTERHUB_USER_NAME", "value": "bob"},
         {"name": "A", "value": "profile"},
         {"name": "P", "value": "pod"},
         {"name": "T", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
-        {"name": "JUPYTERHUB_USER_NAME", "value": "bob"},
     ]
     assert sidecar["env"] == [{"name": "JUPYTERHUB_USER_NAME", "value": "bob"}]
     assert main["resources"] == {
@@ -136,7 +140,7 @@ def test_an_empty_profile_leaves_the_pod_but_for_the_user_s_name() -> None:
     expected["metadata"]["labels"]["jupyterhub.opendatahub.io/user"] = "bob"
     for container in expected["spec"]["containers"]:
         name = {"name": "JUPYTERHUB_USER_NAME", "value": "bob"}
-        container["env"] = [*container.get("env", ()), name]
+        container["env"] = [name, *container.get("env", ())]
     assert applied({}) == expected
 
 
@@ -161,9 +165,9 @@ def test_an_affinity_that_is_there_is_kept() -> None:
 
 
 def test_variables_come_after_those_that_they_use() -> None:
-    env = applied({"env": {"A": "$(Z)/x", "Z": "1"}})["spec"]["containers"][0]["env"]
-    names = [one["name"] for one in env]
-    assert names.index("Z") < names.index("A")
+    used = {"A": "$(Z)/$(JUPYTERHUB_USER_NAME)", "Z": "1"}
+    env = applied({"env": used})["spec"]["containers"][0]["env"]
+    assert [one["name"] for one in env] == ["JUPYTERHUB_USER_NAME", "Z", "A", "P"]
 
 
 class TestGpus:
@@ -231,6 +235,13 @@ def test_a_client_s_pod_is_changed_where_it_must_be() -> None:
     assert {type(variable) for variable in pod.spec.containers[0].env} == {client.V1EnvVar}
 
 
+def test_a_client_s_pod_without_metadata() -> None:
+    pod = client.V1Pod(spec=client.V1PodSpec(containers=[client.V1Container(name="notebook")]))
+    apply_pod_profile(spawner(), pod, Profiles.from_list([EVERYTHING]).merged())
+    assert pod.metadata.labels["team"] == "x"
+    assert pod.spec.containers[0].ports[0].container_port == 4040
+
+
 def test_a_value_that_becomes_a_reference_loses_its_text() -> None:
     pod = model_pod()
     merged = Profiles.from_list([{"env": {"A": {"secretKeyRef": {"name": "s", "key": "k"}}}}])
@@ -288,7 +299,20 @@ def test_the_pod_that_kubespawner_makes() -> None:
             "V1HostAlias: Invalid value for `ip`, must not be `None`",
         ),
         ({}, {}, "the pod given to apply_pod_profile has no spec"),
-        ({"spec": {}}, {}, "the pod given to apply_pod_profile: spec.containers: must have a cont"),
+        ({"spec": {}}, {}, "the pod given to apply_pod_profile: containers: must have a container"),
+        (
+            {"spec": {"containers": "c"}},
+            {},
+            "apply_pod_profile: containers: must be a list, not te",
+        ),
+        (with_main(env=["A"]), {}, "apply_pod_profile: env[0]: must be a mapping, not text"),
+        (with_main(env=[{"value": "1"}]), {}, "apply_pod_profile: env[0]: has no `name`"),
+        (with_main(ports=[{}]), {}, "apply_pod_profile: ports[0]: has no `containerPort`"),
+        (
+            model_pod(),
+            {"extra_container_config": {"name": None}},
+            "V1Container: Invalid value for `name`, must not be `None`",
+        ),
         (SimpleNamespace(spec=None), {}, "has no spec: give a V1Pod, or a mapping with"),
     ],
 )
