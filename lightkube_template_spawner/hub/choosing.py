@@ -271,6 +271,16 @@ class Choosing(Configurable):
         self.choice.selection, self.choice.applied = None, Applied()
 
 
+def problems(settings: Any) -> list[str]:
+    """A line if the list cannot be used; what its function gives, only a start tells."""
+    try:
+        if not callable(settings.profile_list):
+            Choices.load(settings.profile_list)
+    except ConfigurationError as error:
+        return [f"c.{type(settings).__name__}.profile_list: {error}"]
+    return []
+
+
 async def _form(spawner: Choosing) -> str:
     """The page's form: with what was refused, a link's options, or the last choice filled in."""
     choice = spawner.choice

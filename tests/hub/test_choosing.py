@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,12 @@ import pytest
 from jupyterhub import orm
 from jupyterhub.handlers.pages import SpawnHandler
 from tornado import web
+from traitlets.config import Config
 
+from lightkube_template_spawner.hub import check
+from lightkube_template_spawner.hub.settings import default_chart
 from lightkube_template_spawner.objects.identity import PROFILE
+from lightkube_template_spawner.spawner import LightkubeTemplateSpawner
 from tests.support.charts import write_chart
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.hub import FakeHub, running_hub
@@ -280,6 +285,44 @@ async def test_kubespawners_list_is_used_where_ours_is_not_set(
         assert "Large" in await user.spawner.get_options_form()
         await hub.spawn(user, options={"profile": "large"})
         assert pod(hub)["labels"][PROFILE] == "large"
+
+
+async def test_a_list_that_cannot_be_used_is_named_when_the_hub_starts(tmp_path: Path) -> None:
+    section = Config({"profile_list": [{"display_nam": "x"}]})
+    lines = await check.problems(
+        LightkubeTemplateSpawner,
+        Config(
+            {"LightkubeTemplateSpawner": {**section, "kubeconfig": str(tmp_path / "none")}},
+        ),
+        logging.getLogger("test"),
+    )
+    assert any("c.LightkubeTemplateSpawner.profile_list: " in line for line in lines)
+
+
+async def test_the_packaged_chart_does_what_a_profile_says(
+    fake: FakeApiServer, tmp_path: Path
+) -> None:
+    override = {
+        "image": "quay.io/jupyter/base-notebook:1",
+        "mem_limit": "2G",
+        "environment": {"FLAVOUR": "large"},
+        "node_selector": {"disk": "ssd"},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+        "extra_resource_limits": {"nvidia.com/gpu": 1},
+        "priority_class_name": "high",
+    }
+    profile = {"display_name": "GPU", "kubespawner_override": override}
+    async with running_hub(fake, tmp_path, default_chart(), profile_list=[profile]) as hub:
+        await hub.spawn(hub.user())
+        spec = hub.pods()[0]["spec"]
+        (secret,) = (item for item in fake.everything() if item["kind"] == "Secret")
+    assert "FLAVOUR" in secret["data"]
+    (container,) = spec["containers"]
+    assert container["image"] == override["image"]
+    assert container["resources"]["limits"] == {"memory": str(2 << 30), "nvidia.com/gpu": 1}
+    assert spec["nodeSelector"] == override["node_selector"]
+    assert spec["tolerations"] == override["tolerations"]
+    assert spec["priorityClassName"] == "high"
 
 
 def _checked(form: str) -> str:
