@@ -12,7 +12,8 @@ free mappings, where no key has a mapping in one profile and something else in a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import chain
 from posixpath import normpath
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +26,7 @@ SINGLEUSER_PROFILES: Final = "singleuser-profiles"
 SEMANTICS: Final = (MERGE, SINGLEUSER_PROFILES)
 
 Item = dict[str, Any]
+_NESTED: Final = (dict, list)  # made once: the copy asks for every value
 
 
 class Rule(NamedTuple):
@@ -35,46 +37,42 @@ class Rule(NamedTuple):
     finish: Callable[[Any], Any]
 
 
-def merge(profiles: Iterable[Profile], semantics: str) -> dict[str, Any]:
+def merge(profiles: Sequence[Profile], semantics: str) -> dict[str, Any]:
     """All of ``profiles``, in their order, as one new mapping."""
     rules = _RULES[semantics]
     kept = _LEGACY if semantics == SINGLEUSER_PROFILES else {}
     state: dict[str, Any] = {}
-    for_whom: tuple[dict[str, None], ...] = ({}, {}, {})
-    names: list[str] = []
     for profile in profiles:
-        if profile.name:
-            names.append(profile.name)
-        for union, more in zip(
-            for_whom, (profile.users, profile.images, profile.groups), strict=True
-        ):
-            if more:
-                union.update(dict.fromkeys(more))
         for name, value in profile.fields.items():
             rule = rules[name]
             replaced = name in profile.replaced and name not in kept
             before = state[name] if name in state and not replaced else rule.start()
             state[name] = rule.add(before, value)
-    users, images, groups = (list(union) for union in for_whom)
     return {
-        "name": ", ".join(names),
-        "users": users,
-        "images": images,
+        "name": ", ".join(profile.name for profile in profiles if profile.name),
+        "users": _union(profile.users for profile in profiles),
+        "images": _union(profile.images for profile in profiles),
         **{
             name: copied(rule.finish(state[name] if name in state else rule.start()))
             for name, rule in rules.items()
         },
-        "groups": groups,
+        "groups": _union(profile.groups for profile in profiles),
         "semantics": semantics,
     }
+
+
+def _union(lists: Iterable[Sequence[str]]) -> list[str]:
+    return list(dict.fromkeys(chain.from_iterable(lists)))
 
 
 def copied(value: Any) -> Any:
     """A copy that shares no mapping and no list with ``value``."""
     if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
+        return {
+            key: copied(item) if isinstance(item, _NESTED) else item for key, item in value.items()
+        }
     if isinstance(value, list):
-        return [copied(item) for item in value]
+        return [copied(item) if isinstance(item, _NESTED) else item for item in value]
     return value
 
 

@@ -203,6 +203,15 @@ class TestOwn:
         with pytest.raises(ProfileError, match=r"env\[0\]: a user's own profile takes text"):
             Profiles.from_configmaps(configmaps, "bob")
 
+    def test_a_fault_is_named(self) -> None:
+        configmaps = {"jupyterhub-singleuser-profile-bob": own("{name: mine, env: [5]}")}
+        with pytest.raises(ProfileError) as error:
+            Profiles.from_configmaps(configmaps, "bob")
+        assert str(error.value) == (
+            "ConfigMap jupyterhub-singleuser-profile-bob, profile: env[0]: must be a mapping, "
+            "not a number without quotes"
+        )
+
     def test_an_empty_one_is_none(self) -> None:
         configmaps = {"jupyterhub-singleuser-profile-bob": own("")}
         assert Profiles.from_configmaps(configmaps, "bob").profiles == ()

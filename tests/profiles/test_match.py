@@ -79,9 +79,10 @@ def test_groups(profile: dict[str, Any], groups: tuple[str, ...], expected: bool
     assert matches(profile, groups=groups) is expected
 
 
-def test_no_user_is_any_user() -> None:
-    assert matches({"users": ["amy"], "groups": ["staff"]}, user=None)
-    assert not matches({"images": ["x"]}, user=None)
+@pytest.mark.parametrize("user", [None, ""])
+def test_no_user_is_any_user(user: str | None) -> None:
+    assert matches({"users": ["amy"], "groups": ["staff"]}, user=user)
+    assert not matches({"images": ["x"]}, user=user)
 
 
 def test_no_image_has_the_profiles_for_all_images() -> None:

@@ -247,6 +247,20 @@ class TestSizes:
         assert merged(sizes=sizes, size="L")["resources"]["limits"] == {"cpu": 2}
 
 
+def test_one_user_s_start_leaves_nothing_for_the_next() -> None:
+    profiles = Profiles.from_list(
+        [
+            {"values": {"a": {"b": 1}}, "services": {"s": {"x": 1}}},
+            {"users": ["bob"], "values": {"a": {"c": 2}}, "services": {"s": {"y": 2}}},
+        ]
+    )
+    for semantics in SEMANTICS:
+        before = profiles.merged(user="amy", semantics=semantics)
+        assert profiles.merged(user="bob", semantics=semantics) != before
+        assert profiles.merged(user="amy", semantics=semantics) == before
+    assert profiles.merged(user="amy")["values"] == {"a": {"b": 1}}
+
+
 def test_unknown_semantics_are_refused() -> None:
     with pytest.raises(ProfileError, match="must be one of merge, singleuser-profiles"):
         merged(semantics="append")

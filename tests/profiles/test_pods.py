@@ -150,6 +150,9 @@ def test_the_old_semantics_replace_and_repeat_what_the_pod_has() -> None:
     assert main["resources"]["limits"] == {"cpu": "2", "amd.com/gpu": "1"}
     spec = applied(EVERYTHING, semantics=SINGLEUSER_PROFILES)["spec"]
     assert spec["tolerations"] == [{"key": "gpu"}]
+    home = {"volumes": [{"name": "home", "emptyDir": {}}]}
+    spec = applied(home, semantics=SINGLEUSER_PROFILES)["spec"]
+    assert [volume["name"] for volume in spec["volumes"]] == ["home", "home"]
 
 
 def test_an_affinity_that_is_there_is_kept() -> None:
@@ -228,9 +231,11 @@ def test_the_user_s_label_is_one_that_kubernetes_takes(user: str, label: str) ->
 def test_a_client_s_pod_is_changed_where_it_must_be() -> None:
     pod = model_pod()
     sidecar, home = pod.spec.containers[1], pod.spec.containers[0].volume_mounts
+    selector = pod.spec.node_selector = {"disk": "ssd"}
     merged = Profiles.from_list([{"env": {"B": "1"}}]).merged()
     assert apply_pod_profile(spawner(), pod, merged) is pod
     assert pod.spec.containers[1] is sidecar
+    assert pod.spec.node_selector is selector
     assert pod.spec.containers[0].volume_mounts is home
     assert {type(variable) for variable in pod.spec.containers[0].env} == {client.V1EnvVar}
 
