@@ -172,7 +172,8 @@ class Choosing(Configurable):
         hub: Any = super()
         if not self.profile_list:
             return hub.options_from_query(query_data)
-        return (await self.choices()).from_query(query_data)
+        with self._explaining():
+            return (await self.choices()).from_query(query_data)
 
     async def run_auth_state_hook(self, auth_state: Any) -> None:
         """Also the moment before the hub looks whether a link brings options, and starts by it."""
@@ -205,8 +206,8 @@ class Choosing(Configurable):
         """Whether there is something to choose; then the choice is made, and its traits are set."""
         choice = self.choice
         posted, choice.posted = choice.posted, False
-        offer = await self.offer()
-        if not offer.everything:
+        offer = await self.offer() if self.profile_list else None
+        if offer is None or not offer.everything:
             choice.saved = dict(user_options)
             return False
         try:
@@ -284,14 +285,16 @@ def problems(settings: Any) -> list[str]:
 async def _form(spawner: Choosing) -> str:
     """The page's form: with what was refused, a link's options, or the last choice filled in."""
     choice = spawner.choice
-    offer = await spawner.offer()
     (sent, problems), choice.refused = choice.refused or ({}, ()), None
     link, choice.link = choice.link, {}
-    if link and not sent:
-        sent = (await spawner.choices()).from_query(link)
-    return offer.form(choice.saved, problems, sent, choice.fixed)
+    with spawner._explaining():
+        offer = await spawner.offer()
+        if link and not sent:
+            sent = (await spawner.choices()).from_query(link)
+        return offer.form(choice.saved, problems, sent, choice.fixed)
 
 
 async def _from_form(form_data: Mapping[str, Any], spawner: Choosing) -> dict[str, Any]:
     spawner.choice.posted = True
-    return (await spawner.choices()).from_form(form_data)
+    with spawner._explaining():
+        return (await spawner.choices()).from_form(form_data)

@@ -26,6 +26,8 @@ async def build(
 ) -> tuple[dict[str, Any], Redactor]:
     """All values of the server that ``spawner`` starts under this identity.
 
+    What a choice of ``profile_list`` sets comes before all else, ``extra_vars`` before the rest.
+
     Raises:
         OptionsRefused: the user's options are too deep, too many or too long.
         TemplateError: ``extra_vars`` gives none, or a function in a trait failed.
@@ -66,8 +68,9 @@ async def build(
         ours=ours,
         extra=extra,
     )
-    built |= {name: ours[name] for name in choice.applied.traits if name in ours}
-    built = merged(built, choice.applied.values) | choice.values
+    if choice.selection is not None:
+        built |= {name: ours[name] for name in choice.applied.traits if name in ours}
+        built = merged(built, choice.applied.values) | choice.values
     return built, Redactor(built)
 
 

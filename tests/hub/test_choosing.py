@@ -257,6 +257,9 @@ async def test_a_list_may_be_a_function(hub: FakeHub, caplog: pytest.LogCaptureF
 async def test_a_list_that_cannot_be_used_is_named(hub: FakeHub) -> None:
     hub.config.LightkubeTemplateSpawner.profile_list = [{"display_nam": "x"}]
     await refused(hub, {}, "display_nam")
+    with pytest.raises(web.HTTPError, match="display_nam") as caught:
+        await hub.user().spawner.get_options_form()
+    assert caught.value.status_code == 400
 
 
 async def test_a_trait_that_refuses_its_override_is_named(hub: FakeHub) -> None:
