@@ -99,6 +99,7 @@ class Reflector:
         self._attempt = asyncio.Event()  # set, and replaced, after each attempt to list
         self._hurry = asyncio.Event()
         self._scope = anyio.CancelScope()
+        self._end: ClusterError | None = None  # why it was closed
 
     def get(self, namespace: str, name: str) -> Live | None:
         """The object, as far as the store knows."""
@@ -126,10 +127,9 @@ class Reflector:
         """Whether the API server no longer lets us see what changes: a right was taken away."""
         return isinstance(self.error, Forbidden)
 
-    @property
-    def readable(self) -> bool:
-        """Whether it is open and may tell what changes; it may be away for a while."""
-        return not (self.frozen or self._scope.cancel_called)
+    def sees(self, namespace: str) -> bool:
+        """Whether it is open and may tell what changes there; it may be away for a while."""
+        return self._end is None and not self.frozen and self._shows(namespace)
 
     async def sync(self) -> None:
         """Wait for the first list, or, where a right was taken away, for the next answer.
@@ -140,14 +140,17 @@ class Reflector:
         if not self._synced or self.frozen:
             self._hurry.set()
         while not self._synced or self.frozen:
-            if not self._scope.cancel_called:
+            if self._end is None:
                 await self._attempt.wait()
+            if self._end is not None:
+                raise self._end
             if isinstance(self.error, Forbidden | NotFound):
                 raise self.error
 
     def close(self, why: ClusterError | None = None) -> None:
         """End the watch and drop what the store knew; without a reason, its namespace is gone."""
-        self.error = why or NotFound(f"namespace {self.namespace!r} is gone", code=404)
+        self._end = why or NotFound(f"namespace {self.namespace!r} is gone", code=404)
+        self.error = self._end
         for live in list(self._store.values()):
             self._forget(live)
         self._attempted()
@@ -243,6 +246,8 @@ class Reflector:
             if not page.metadata.get("continue"):
                 break
             params["continue"] = page.metadata["continue"]
+        if self._end is not None:
+            return
         before = dict(self._store)
         self._version = page.metadata["resourceVersion"]
         self._synced, self.error, self._listed = True, None, time.monotonic()
@@ -303,6 +308,8 @@ class Reflector:
             self._remember(live)
 
     def _remember(self, live: Live) -> None:
+        if self._end is not None:
+            return  # closed in the very turn in which this came: nobody would take it out again
         owner = live.meta.labels.get(OWNER, "")
         key = live.meta.key
         old = self._store.get(key)
@@ -328,3 +335,7 @@ class Reflector:
             self._owners.pop(owner, None)
         self._on_gone(entry)
         self._changes.notify(owner)
+
+
+Sight = tuple[Reflector, str]
+"""A store, and the namespace for which it is read."""

@@ -51,9 +51,8 @@ class Launcher:
     tell: Tell
     limits: failures.FailureRules = field(default_factory=failures.FailureRules)
     force_lost: bool = False  # delete what a lost node keeps, as `Removal` does
-    is_anothers: Callable[[Meta], bool] = lambda _: (
-        False
-    )  # was it made for another user of this hub?
+    # Whether an object was made for another user of this hub.
+    is_anothers: Callable[[Meta], bool] = lambda _: False
 
     async def launch(
         self,
@@ -78,6 +77,8 @@ class Launcher:
         try:
             with deadline(timeout, self.limits.retried_for):
                 plan, kinds = await self._plan(documents)
+                places = Record(self.identity, self.contract.namespace, kinds=plan.places())
+                waiter.server = Server(self.cluster, places)
                 home = plan.connection.namespace or self.contract.namespace
                 access = Access(self.cluster, plan, kinds, home, self.log)
                 await access.open()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.live import Live
-from lightkube_template_spawner.cluster.reflector import Reflector
+from lightkube_template_spawner.cluster.reflector import Sight
 from lightkube_template_spawner.concurrency import gather
 from lightkube_template_spawner.errors import ClusterError
 from lightkube_template_spawner.lifecycle.record import Record
@@ -43,7 +43,7 @@ class Silent:
     patience: float
 
 
-async def watch(server: Server) -> list[Reflector]:
+async def watch(server: Server) -> list[Sight]:
     """Open the stores that tell about this server, and wait for their first list.
 
     The connection object's comes first, that of the pods last.
@@ -61,7 +61,8 @@ async def watch(server: Server) -> list[Reflector]:
             slices = await cluster.discovery.kind(*SLICE)
             places.append((slices, connection.namespace, False))
     places.append((await cluster.discovery.kind(*POD), record.pods_in, False))
-    return await gather(lambda place: cluster.watch(place[0], place[1], full=place[2]), places)
+    stores = await gather(lambda place: cluster.watch(place[0], place[1], full=place[2]), places)
+    return [(store, place[1]) for store, place in zip(stores, places, strict=True)]
 
 
 def look(server: Server, limits: Limits) -> Ended | Missing | Silent | None:

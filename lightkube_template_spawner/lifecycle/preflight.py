@@ -11,7 +11,7 @@ from lightkube_template_spawner.cluster import rbac as rights
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
 from lightkube_template_spawner.cluster.rbac import Needs, Place
-from lightkube_template_spawner.cluster.reflector import Reflector
+from lightkube_template_spawner.cluster.reflector import Reflector, Sight
 from lightkube_template_spawner.concurrency import gather
 from lightkube_template_spawner.errors import ClusterError, Forbidden
 from lightkube_template_spawner.objects.identity import WAIT
@@ -52,10 +52,16 @@ class Access:
             Forbidden: rights are missing; the message names them all, and the rules to add.
         """
         places = await self._places()
+        patience = anyio.current_time() + self._cluster.timing.recovering
         while True:
             missing = await self._missing(self._needs(places))
             refused = {p: v for p, v in missing.items() if not rights.promised(self._plan, p)}
-            if not refused or not any(store.recovering for store in self._cluster.stores()):
+            lasting = anyio.current_time() >= patience
+            if (
+                not refused
+                or lasting
+                or not any(store.recovering for store in self._cluster.stores())
+            ):
                 break
             await anyio.sleep(
                 self._cluster.timing.binding_pause * 5
@@ -84,7 +90,7 @@ class Access:
         await self._watch(places, _OWN_ROLES)
         self._complete = True
 
-    async def watch(self) -> list[Reflector]:
+    async def watch(self) -> list[Sight]:
         """What the start reads while it waits, opened again where another watch may show it.
 
         Raises:
@@ -122,13 +128,14 @@ class Access:
         account = await self._cluster.rights.account()
         return Forbidden(head + rights.explain(missing, account), code=403, reason="Forbidden")
 
-    async def _watch(self, places: Mapping[Place, bool], head: str) -> list[Reflector]:
+    async def _watch(self, places: Mapping[Place, bool], head: str) -> list[Sight]:
         async def watch(place: Place) -> Reflector:
             kind, namespace = place
             return await self._cluster.watch(kind, namespace or None, full=places[place])
 
         try:
-            return await gather(watch, places)
+            stores = await gather(watch, places)
+            return [(store, place[1]) for store, place in zip(stores, places, strict=True)]
         except Forbidden:
             # Allowed when it was asked last: what else was taken away with it?
             self._cluster.rights.forget()

@@ -14,7 +14,7 @@ import anyio
 
 from lightkube_template_spawner.cluster.events import Event
 from lightkube_template_spawner.cluster.live import Live
-from lightkube_template_spawner.cluster.reflector import Reflector
+from lightkube_template_spawner.cluster.reflector import Sight
 from lightkube_template_spawner.errors import (
     ClusterError,
     Forbidden,
@@ -28,7 +28,7 @@ from lightkube_template_spawner.objects import references, status
 from lightkube_template_spawner.objects.ref import POD
 
 T = TypeVar("T")
-Watch = Callable[[], Awaitable[list[Reflector]]]
+Watch = Callable[[], Awaitable[list[Sight]]]
 Tell = Callable[[str, int], None]  # a sentence for the user, and the progress in per cent
 
 # Seconds after which a pod that nobody looks at is worth a word, and has its references looked up.
@@ -62,6 +62,7 @@ class Waiter:
         self._troubles: list[Trouble] = []
         self._told: set[str] = set()
         self._heard: dict[str, dict[str, Event]] = {}  # by UID and reason, the last of each
+        self._refused_at = math.inf  # since when its watches are refused
         self._missing: dict[str, list[Symptom]] = {}  # by the UID of the pod that was looked up
 
     def update(self, what: str) -> None:
@@ -136,37 +137,50 @@ class Waiter:
             StartFailed: a rule's grace is over, the server ended, or its namespace goes.
             ClusterError: ``watch`` is refused.
         """
-        stores: list[Reflector] = []
+        sights: list[Sight] = []
         changed = asyncio.Event()
         unsubscribe = self.server.cluster.changes.subscribe(
             self.server.record.identity.owner, changed.set
         )
         try:
             while True:
-                stores = await self._in_sight(stores, watch)
+                sights = await self._in_sight(sights, watch)
                 self._refuse_the_ended()
                 if (result := ready()) is not None:
                     return result
-                seconds = min(await self._judge(), self.server.cluster.timing.sight)
-                with anyio.move_on_after(seconds):
-                    await changed.wait()
+                due = anyio.current_time() + await self._judge()
+                await self._until_news(changed, due, sights)
                 changed.clear()
         finally:
             unsubscribe()
 
-    async def _in_sight(self, stores: list[Reflector], watch: Watch) -> list[Reflector]:
-        if stores and all(store.readable for store in stores):
-            return stores
+    async def _until_news(self, changed: asyncio.Event, due: float, sights: list[Sight]) -> None:
+        """Until something changed, is due, or can no longer be seen."""
+        while True:
+            rest = due - anyio.current_time()
+            with anyio.move_on_after(min(rest, self.server.cluster.timing.sight)):
+                await changed.wait()
+            if changed.is_set() or anyio.current_time() >= due or not _all_seen(sights):
+                return
+
+    async def _in_sight(self, sights: list[Sight], watch: Watch) -> list[Sight]:
+        if sights and _all_seen(sights):
+            return sights
         cluster = self.server.cluster
         try:
-            return await watch()
+            sights = await watch()
         except Forbidden:
-            if any(store.recovering for store in cluster.stores()):
-                return stores  # it has just come back and may not know our rights yet
+            now = anyio.current_time()
+            self._refused_at = min(self._refused_at, now)
+            lasting = now - self._refused_at >= cluster.timing.recovering
+            if not lasting and any(store.recovering for store in cluster.stores()):
+                return sights  # it has just come back and may not know our rights yet
             for namespace in self.server.record.namespaces:
                 if await cluster.has_ended(namespace):
                     raise StartFailed(f"namespace {namespace!r} is being deleted") from None
             raise
+        self._refused_at = math.inf
+        return sights
 
     def _refuse_the_ended(self) -> None:
         for live in self.server.pods():
@@ -278,6 +292,10 @@ class Waiter:
 
 def _words(event: Event) -> str:
     return f"{event.reason}: {event.message}"
+
+
+def _all_seen(sights: list[Sight]) -> bool:
+    return all(store.sees(namespace) for store, namespace in sights)
 
 
 def _claims(pod: Live) -> set[str]:

@@ -45,6 +45,8 @@ class Record:
         """JSON for the hub's database."""
         return {
             **{name: getattr(self, name) for name in _FIELDS},
+            "kinds": dict(self.kinds),
+            "retained": dict(self.retained),
             "identity": self.identity.to_state(),
             "connection": self.connection and self.connection.to_state(),
             "address": self.address and asdict(self.address),

@@ -28,6 +28,7 @@ GITOPS_GUARD = {
     "argocd.argoproj.io/sync-options": "Prune=false,Delete=false",
 }
 
+_BUILT_IN = frozenset(("", "apps", "autoscaling", "batch", "extensions", "policy"))
 #: Where built-in kinds have pod templates.
 _TEMPLATES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("Deployment", "StatefulSet", "DaemonSet"), ("spec", "template")),
@@ -75,7 +76,7 @@ def stamp(
     if gitops_guard:
         for key, value in GITOPS_GUARD.items():
             annotations.setdefault(key, value)
-    for template in pod_templates(manifest) or _custom_pod_templates(manifest):
+    for template in (*pod_templates(manifest), *_custom_pod_templates(manifest)):
         inner = _mapping(_mapping(template, "metadata"), "labels")
         _refuse_foreign(inner, identity)
         inner.update({**more, **ours})
@@ -99,8 +100,8 @@ def _custom_pod_templates(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     Only these can take labels: the schema of a custom resource may declare no metadata there, and
     the API server would refuse it or drop it. A chart that writes some shows that there is a place.
     """
-    if "." not in manifest["apiVersion"].partition("/")[0]:
-        return []  # a group without a dot is Kubernetes' own
+    if manifest["apiVersion"].rpartition("/")[0] in _BUILT_IN:
+        return []  # `pod_templates` knows where these have theirs
     return [
         item
         for item in nested.mappings(manifest)

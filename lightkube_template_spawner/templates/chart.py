@@ -327,7 +327,10 @@ def _check_dependencies(chart: Chart, about: Mapping[str, Any]) -> None:
     for dependency in dependencies:
         name = dependency.get("name") if isinstance(dependency, dict) else None
         if not isinstance(name, str):
-            raise TemplateError(f"{chart.source}/Chart.yaml has a dependency without a name.")
+            raise TemplateError(
+                f"The chart {chart.source} has a dependency without a name: look at `dependencies` "
+                "in Chart.yaml or requirements.yaml."
+            )
         if not any(_holds(entry, name) for entry in subcharts):
             raise TemplateError(
                 f"The chart {chart.source} depends on {name!r}, which is not in its charts/. "

@@ -240,14 +240,19 @@ class _HelmRenderer:
             ) from None
 
     async def _run(self, request: Request) -> dict[str, str]:
-        engine = self._engine
         try:
-            return await engine.render(request, self._timeout)
+            return await self._run_any(request)
         except OSError as error:
             raise TemplateError(
                 f"Helm cannot be run: {error}. Look for a lack of memory, processes or open files "
                 "on the hub's machine, or a `helm` command that was removed."
             ) from error
+
+    async def _run_any(self, request: Request) -> dict[str, str]:
+        """With the library, or with the command where that cannot be used."""
+        engine = self._engine
+        try:
+            return await engine.render(request, self._timeout)
         except EngineMissing as error:
             if shutil.which("helm") is None:
                 raise EngineMissing(f"{_NO_HELM} ({error})") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
 from collections.abc import Callable
 
@@ -9,10 +11,11 @@ import pytest
 
 from lightkube_template_spawner.cluster.api import Kind
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.errors import Forbidden
+from lightkube_template_spawner.errors import Forbidden, NotFound
 from lightkube_template_spawner.objects.ref import ObjectRef
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.objects import CONFIG, ME, POD, YOU, manifest
+from tests.support.timing import until
 
 
 async def test_stores_are_shared(fake: FakeApiServer, cluster: Cluster) -> None:
@@ -113,3 +116,32 @@ async def test_secrets_stay_on_the_cluster(fake: FakeApiServer, cluster: Cluster
         await store.sync()
         for live in store.of_owner(ME.owner):
             assert "aHVzaA==" not in str(live.as_dict())
+
+
+async def test_what_comes_in_the_turn_in_which_a_store_is_closed_is_not_kept(
+    fake: FakeApiServer, cluster: Cluster
+) -> None:
+    """A task whose data has arrived is not cancelled any more; nobody would take this out again."""
+    store = cluster.reflector(CONFIG, "hub")
+    await store.sync()
+    await until(lambda: store.watching)
+    fake.put(manifest())
+    cluster.leave("hub")
+    await asyncio.sleep(0.05)
+    assert not list(cluster.objects_of(ME.owner))
+
+
+@pytest.mark.parametrize("turns", range(0, 40, 3))
+async def test_nor_is_a_list_that_comes_then(
+    fake: FakeApiServer, cluster: Cluster, turns: int
+) -> None:
+    fake.put(manifest())
+    store = cluster.reflector(CONFIG, "hub")
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    cluster.leave("hub")
+    await asyncio.sleep(0.05)
+    assert not list(cluster.objects_of(ME.owner))
+    with contextlib.suppress(NotFound):  # it ends, and does not take a closed store for a good one
+        async with asyncio.timeout(1):
+            await store.sync()

@@ -867,3 +867,16 @@ async def test_the_servers_pod_is_where_its_service_is(world: World, fake: FakeA
     assert await liveness.confirm(world.cluster, missing, log) == Ended(
         1, "Pod/other/s was deleted"
     )
+
+
+async def test_time_that_is_up_says_why_the_hub_saw_nothing_in_another_namespace(
+    world: World, fake: FakeApiServer
+) -> None:
+    files = chart()
+    for item in files.values():
+        item["metadata"] = {**item["metadata"], "namespace": "other"}
+    message = '{"message": "etcd is away", "code": 503}'
+    away = Fault(lambda: httpx2.Response(503, text=message), path="/other/pods$", times=9999)
+    fake.faults.append(away)
+    with pytest.raises(StartTimeout, match="etcd is away"):
+        await world.launch(files, rules=replace(RULES, namespaces=("other",)), timeout=1)

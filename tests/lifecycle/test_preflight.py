@@ -25,7 +25,7 @@ from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.objects.ref import POD, ObjectRef
 from tests.support.connect import connect
 from tests.support.fake_apiserver import FakeApiServer, Fault, text
-from tests.support.objects import LIFECYCLE, ME, YOU
+from tests.support.objects import CONFIG, LIFECYCLE, ME, YOU
 from tests.support.timing import QUICK
 from tests.support.world import RULES, World, chart, log
 
@@ -551,3 +551,33 @@ async def test_a_start_whose_namespace_is_deleted_says_so(
         async with asyncio.timeout(3):
             await task
     assert watched(world, space(ME)) == []
+
+
+async def test_nor_does_a_watch_somewhere_that_stays_away_keep_it(
+    world: World, fake: FakeApiServer
+) -> None:
+    fake.rules = [rule("*", "*")]
+    away = Fault(answer=lambda: httpx2.Response(503), path="/configmaps$", times=9999)
+    fake.faults.append(away)
+    world.cluster.reflector(CONFIG, "elsewhere")  # of somebody else's template
+    task = await starting(world)
+    await take(world, "watch", "pods")
+    with pytest.raises(Forbidden, match=f"{TAKEN}.* watch pods"):
+        async with asyncio.timeout(5):
+            await task
+    with pytest.raises(Forbidden, match="Nothing was created"):
+        async with asyncio.timeout(5):
+            await world.launch(timeout=20)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+async def test_a_late_end_of_a_namespace_of_that_name_keeps_no_start_from_seeing(
+    world: World, fake: FakeApiServer, wide: bool
+) -> None:
+    if wide:
+        fake.rules = [rule("*", "*")]
+        await launch(world, YOU)
+    task = await starting(world, apart())
+    world.cluster.leave(space(ME))  # as when the end of its former one is told late
+    await asyncio.sleep(2 * world.cluster.timing.sight)
+    await becomes_ready(world, task, space(ME))

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from lightkube_template_spawner.cluster.cluster import Cluster
-from lightkube_template_spawner.cluster.reflector import Reflector
+from lightkube_template_spawner.cluster.reflector import Sight
 from lightkube_template_spawner.errors import StartFailed, Unavailable
 from lightkube_template_spawner.lifecycle import failures, liveness
 from lightkube_template_spawner.lifecycle import readiness as module
@@ -83,7 +83,7 @@ class Start:
             await waiting.until(self.ready, self.watch)
         assert scope.cancelled_caught
 
-    async def watch(self) -> list[Reflector]:
+    async def watch(self) -> list[Sight]:
         return await liveness.watch(Server(self.cluster, RECORD))
 
     def ready(self) -> str | None:

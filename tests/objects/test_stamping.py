@@ -168,6 +168,14 @@ def test_a_pod_template_object_is_stamped_too() -> None:
     assert labels == dict(ALICE.server_labels)
 
 
+def test_a_custom_kind_of_a_built_in_name_is_looked_through() -> None:
+    labels: dict[str, str] = {}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "one"}]}}
+    spec = {"template": {"pods": [template]}}
+    stamped(thing("Deployment", "example.org/v1", spec=spec))
+    assert labels == dict(ALICE.server_labels)
+
+
 def test_a_pod_template_that_names_somebody_else_is_refused() -> None:
     spec = {"template": {"metadata": {"labels": {USERNAME: "bob"}}}}
     with pytest.raises(ManifestError, match="bob"):
