@@ -47,7 +47,7 @@ NO_PROFILES: list[Any] = ["huge", "SMALL", "large", 3, True, 0.5, [], ["small"],
 NO_PROFILES += ["small\u0000", "small\u2028"]
 NO_COLOURS: list[Any] = ["green", "Red", " red", "gold", "red\n", 3, True, -1, [], ["red"], {}]
 NO_COLOURS += [{"red": 1}, "{{ .Values }}", "${HOME}", "red: x", "null", "0", "true", 1e300, 2**70]
-NO_COLOURS += ["re\u0301d", "\ud83d\ude00", ["red"] * 3_000]
+NO_COLOURS += ["re\u0301d", "\U0001f600", ["red"] * 3_000]
 NO_TEXTS: list[Any] = ["ab", "RED", "x" * 21, "red;", "re\nd", "r\u00e9d", 3, True, [], {}, ["red"]]
 TOO_MUCH: list[Any] = [
     {"y": "z" * 200_000},
