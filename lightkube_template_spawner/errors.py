@@ -4,6 +4,7 @@ SpawnerError
 ├── ConfigurationError          the administrator's input is wrong
 │   ├── TemplateError           the template cannot be found, loaded, rendered, read
 │   ├── ManifestError           a rendered object breaks the template contract
+│   ├── ProfileError            a profile, or where profiles are read, cannot be used
 │   └── UnknownKind             the API server serves no such kind
 ├── OptionsRefused              what a user sent for a start is too much, or not allowed
 ├── ClusterError                the API server refused or could not be asked
@@ -41,6 +42,10 @@ class TemplateError(ConfigurationError):
 
 class ManifestError(ConfigurationError):
     """A rendered object breaks the template contract."""
+
+
+class ProfileError(ConfigurationError):
+    """A profile cannot be used; names its source, the field, and what is allowed there."""
 
 
 class UnknownKind(ConfigurationError):

@@ -30,6 +30,7 @@ from lightkube_template_spawner.hub import (
     startup,
     values,
 )
+from lightkube_template_spawner.hub.choosing import Choosing
 from lightkube_template_spawner.hub.internal_ssl import Certificate
 from lightkube_template_spawner.hub.progress import ProgressLog
 from lightkube_template_spawner.hub.settings import Settings
@@ -41,7 +42,6 @@ from lightkube_template_spawner.lifecycle.server import Server
 from lightkube_template_spawner.objects.connection import Route
 from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.objects.status import Ended
-from lightkube_template_spawner.templates import limits
 from lightkube_template_spawner.templates.redaction import Redactor, masked_log
 
 _POLL_PATIENCE = 2.0  # seconds that a poll waits for a first list: the hub's start waits for polls
@@ -50,7 +50,7 @@ _PORT = 8888
 _NOW = 1  # grace for a stop "now"; with 0 the process outlives its object
 
 
-class LightkubeTemplateSpawner(Settings, Spawner):
+class LightkubeTemplateSpawner(Settings, Choosing, Spawner):
     """Runs each user's server from a template on Kubernetes."""
 
     port = Integer(_PORT, config=True, help="The port that the server listens on in its pod.")
@@ -100,6 +100,8 @@ class LightkubeTemplateSpawner(Settings, Spawner):
             self._progress_log = log = ProgressLog()
         if self._record is not None and self._record.note:
             log.tell(f"Your last server {self._record.note}", 1)
+        for notice in self.choice.notices:
+            log.tell(notice, 1)
         self._starting = True
         start_time = time.monotonic()
         try:
@@ -122,12 +124,6 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         seconds = time.monotonic() - start_time
         self.log.info("%s is ready at %s after %.1f s", self._log_name, record.url, seconds)
         return record.url
-
-    async def _run_apply_user_options(self, user_options: Any) -> None:
-        """Refuse with 400 what no start could use, before hooks see it; the hub calls this."""
-        with self._explaining():
-            limits.check_options(user_options)
-        await super()._run_apply_user_options(user_options)
 
     async def _launch(self, start_time: float) -> tuple[Launcher, Record]:
         launcher = self._launcher()
@@ -312,7 +308,7 @@ class LightkubeTemplateSpawner(Settings, Spawner):
         return Launcher(
             self._cluster(),
             self.identity,
-            self.contract(self._former_pvc),
+            self.contract(self._former_pvc, self.choice.labels),
             self.route,
             masked_log(self.log, self._masked),
             self._tell,

@@ -19,7 +19,7 @@ from lightkube_template_spawner.errors import (
     Forbidden,
     TemplateError,
 )
-from lightkube_template_spawner.hub import kubespawner
+from lightkube_template_spawner.hub import choosing, kubespawner
 from lightkube_template_spawner.hub.settings import Settings
 from lightkube_template_spawner.templates.chart import Chart, check_template
 
@@ -40,6 +40,7 @@ async def problems(spawner_class: type[Settings], config: Config, log: logging.L
     except TemplateError as error:
         chart = None
         lines.append(f"c.{spawner_class.__name__}.template_path: {error}")
+    lines += choosing.problems(settings)
     lines += kubespawner.unread(spawner_class, config, chart.files if chart else {})
     return [*lines, *await _in_the_cluster(settings, log)]
 

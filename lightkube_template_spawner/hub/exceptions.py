@@ -21,6 +21,7 @@ from lightkube_template_spawner.errors import (
     SpawnerError,
     StartFailed,
     StartTimeout,
+    TemplateError,
     Unavailable,
 )
 from lightkube_template_spawner.lifecycle.failures import FailureRules
@@ -100,6 +101,24 @@ def explaining(
         # A traceback has the words before they were masked.
         cause = error if text == str(error) else None
         raise make(message, why, 503 if silent else 400) from cause
+
+
+@contextmanager
+def failing(log: logging.Logger, function: str) -> Iterator[None]:
+    """What an administrator's function raises; its own refusals of a start are left alone.
+
+    Raises:
+        TemplateError: it failed; the log has where.
+    """
+    try:
+        yield
+    except (web.HTTPError, SpawnerError, TimeoutError):
+        raise
+    except Exception as error:
+        log.exception("%s failed", function)
+        raise TemplateError(
+            f"{function} raised {type(error).__name__}: the hub's log says where"
+        ) from None
 
 
 def show_next(spawner: Any, message: str) -> None:

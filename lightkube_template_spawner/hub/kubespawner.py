@@ -21,6 +21,7 @@ _INHERITED = (
     "mem_limit",
     "post_stop_hook",
     "pre_spawn_hook",
+    "profile_list",
     "progress_ready_hook",
     "start_timeout",
 )

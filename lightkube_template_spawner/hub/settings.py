@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from traitlets.config import Configurable
 from lightkube_template_spawner.cluster.cluster import Cluster, shared
 from lightkube_template_spawner.lifecycle import failures, liveness
 from lightkube_template_spawner.objects.connection import Route
+from lightkube_template_spawner.objects.identity import is_label_value
 from lightkube_template_spawner.objects.plan import RETAINED_KINDS, Contract
 from lightkube_template_spawner.templates import guard
 from lightkube_template_spawner.templates.renderer import Renderer, open_renderer
@@ -35,7 +37,6 @@ from lightkube_template_spawner.templates.renderer import Renderer, open_rendere
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _KIND = re.compile(r"(v1|[^/]+/v[^/]+)/[^/]+")
 _LONGEST = 63
-_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 
 def default_chart() -> Path:
@@ -436,7 +437,7 @@ class Settings(Configurable):
     @validate("instance_name")
     def _valid_instance_name(self, proposal: Any) -> str:
         name = str(proposal["value"])
-        if not _LABEL_VALUE.fullmatch(name):
+        if not is_label_value(name):
             raise TraitError(
                 f"instance_name {name!r} is not a label value: use at most 63 letters, digits, "
                 "'-', '_' and '.', beginning and ending with a letter or digit"
@@ -539,8 +540,11 @@ class Settings(Configurable):
             replacement=self.replacement_timeout,
         )
 
-    def contract(self, former_pvc: str = "") -> Contract:
-        """What rendered objects may be and become; ``former_pvc`` is KubeSpawner's volume claim."""
+    def contract(self, former_pvc: str = "", labels: Mapping[str, str] | None = None) -> Contract:
+        """What rendered objects may be and become.
+
+        ``former_pvc`` is KubeSpawner's volume claim, ``labels`` are for what goes with the server.
+        """
         return Contract(
             namespace=self.namespace,
             connection_key=self.connection_annotation_key,
@@ -553,6 +557,7 @@ class Settings(Configurable):
             gitops_guard=self.gitops_guard,
             adopt_retained=self.adopt_retained,
             former_pvc=former_pvc,
+            labels=labels or {},
         )
 
     def connection_route(self, port: int, scheme: str) -> Route:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
 from jupyterhub.traitlets import ByteSpecification
-from tornado.web import HTTPError
 from traitlets import TraitError
 
-from lightkube_template_spawner.errors import SpawnerError, TemplateError
-from lightkube_template_spawner.hub import kubespawner
+from lightkube_template_spawner.choices import merged
+from lightkube_template_spawner.errors import TemplateError
+from lightkube_template_spawner.hub import exceptions, kubespawner
 from lightkube_template_spawner.objects.identity import Identity
 from lightkube_template_spawner.templates import guard, limits, values
 from lightkube_template_spawner.templates.redaction import Redactor
@@ -26,6 +25,8 @@ async def build(
     spawner: Any, identity: Identity, *, former_pvc: str, internal_ssl: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Redactor]:
     """All values of the server that ``spawner`` starts under this identity.
+
+    What a choice of ``profile_list`` sets comes before all else, ``extra_vars`` before the rest.
 
     Raises:
         OptionsRefused: the user's options are too deep, too many or too long.
@@ -52,9 +53,10 @@ async def build(
         "kubespawner": kubespawner.plain(spawner.config),
         "internal_ssl": internal_ssl,
     }
-    with _failing(spawner, "a function in the trait `environment`"):
+    with exceptions.failing(spawner.log, "a function in the trait `environment`"):
         env = spawner.get_env()
     extra = await _extra(spawner)
+    choice = spawner.choice
     built = values.build(
         identity,
         unescaped_username=str(spawner.user.name),
@@ -66,6 +68,9 @@ async def build(
         ours=ours,
         extra=extra,
     )
+    if choice.selection is not None:
+        built |= {name: ours[name] for name in choice.applied.traits if name in ours}
+        built = merged(built, choice.applied.values) | choice.values
     return built, Redactor(built)
 
 
@@ -77,12 +82,17 @@ def configured(spawner: Any) -> dict[str, Any]:
 def tainted(spawner: Any, before: Mapping[str, Any]) -> Iterator[guard.Path]:
     """Paths of the values that users can write; ``before`` is what ``configured`` gave.
 
-    A setting is one of them, however it was made, if it changed in a start with options.
+    A setting is one of them, however it was made, if it changed in a start with options; of what
+    a profile set, only what the user typed.
     """
     yield from guard.TAINTED
     yield from spawner.tainted_values
+    applied = spawner.choice.applied
+    yield from applied.typed
+    yield ("choice", "options")
     if spawner.user_options:
-        yield from ((name,) for name, value in before.items() if getattr(spawner, name) != value)
+        before = {**before, **applied.traits}
+        yield from ((name,) for name in _SET_BY_OPTIONS if getattr(spawner, name) != before[name])
 
 
 async def _extra(spawner: Any) -> dict[str, Any]:
@@ -97,23 +107,9 @@ async def _extra(spawner: Any) -> dict[str, Any]:
 
 
 async def _called(spawner: Any) -> Any:
-    with _failing(spawner, "the function of the trait `extra_vars`"):
+    with exceptions.failing(spawner.log, "the function of the trait `extra_vars`"):
         extra = spawner.extra_vars(spawner)
         return await extra if inspect.isawaitable(extra) else extra
-
-
-@contextmanager
-def _failing(spawner: Any, function: str) -> Iterator[None]:
-    """What an administrator's function raises; its own refusals of a start are left alone."""
-    try:
-        yield
-    except (HTTPError, SpawnerError, TimeoutError):
-        raise
-    except Exception as error:
-        spawner.log.exception("%s failed", function)
-        raise TemplateError(
-            f"{function} raised {type(error).__name__}: the hub's log says where"
-        ) from None
 
 
 def _bytes(name: str, value: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.util
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,8 +29,15 @@ USERID = f"{PREFIX}/userid"
 DIGEST = f"{PREFIX}/digest"
 KINDS = f"{PREFIX}/kinds"
 WAIT = f"{PREFIX}/wait"
+PROFILE = f"{PREFIX}/profile"
 
 _SLUG_LENGTH = 48
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+
+def is_label_value(text: str) -> bool:
+    """Whether Kubernetes takes ``text``, which is not empty, as a label's value."""
+    return bool(_LABEL_VALUE.fullmatch(text))
 
 
 class Policy(StrEnum):

@@ -27,6 +27,11 @@ MAX_DOCUMENTS: Final = 1_000
 MAX_NODES: Final = 200_000
 MAX_DEPTH: Final = 100
 
+_MEND: Final = (
+    "Look at the indentation there, and pipe values through `quote`, `toJson` or "
+    "`toYaml | nindent`."
+)
+
 _Parser: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _INTEGER = re.compile(r"[-+]?(0[xX][0-9a-fA-F]+|0[bB][01]+|0[oO][0-7]+|[0-9]+)\Z")
@@ -45,9 +50,12 @@ _WORDS: Final[dict[str, bool | None]] = {
 }
 
 
-def load_all(text: str, source: str = "") -> list[Any]:
-    """Every document of ``text`` that is not empty; ``source`` names it in errors."""
-    return _Reader(source or "the rendered text").read(text)
+def load_all(text: str, source: str = "", *, mend: str = _MEND) -> list[Any]:
+    """Every document of ``text`` that is not empty; ``source`` names it in errors.
+
+    ``mend`` says what to do about a text that is not YAML.
+    """
+    return _Reader(source or "the rendered text", mend).read(text)
 
 
 def plain_scalar(text: str) -> str | int | float | bool | None:
@@ -125,8 +133,9 @@ class _Anchored:
 class _Reader:
     """Builds plain data from parser events, with one stack instead of recursion."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, mend: str) -> None:
         self._source = source
+        self._mend = mend
         self._frames: list[_Frame] = []
         self._anchors: dict[str, _Anchored | _Mark] = {}
         self._documents: list[Any] = []
@@ -275,15 +284,13 @@ class _Reader:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         if mark is None:
             raise TemplateError(
-                f"{self._source}: a character that YAML does not allow. "
-                "Pipe the value that holds it through `quote`."
+                f"{self._source}: a character that YAML does not allow. {self._mend}"
             ) from None
         problem = getattr(error, "problem", None) or "not YAML"
         if "nesting depth" in problem:  # a newer libyaml has a limit too, and reads ahead of us
             problem = f"nested more than {MAX_DEPTH} levels deep"
         raise TemplateError(
-            f"{self._place(mark.line, mark.column)}: {problem}. Look at the indentation there, and "
-            "pipe values through `quote`, `toJson` or `toYaml | nindent`."
+            f"{self._place(mark.line, mark.column)}: {problem}. {self._mend}"
         ) from None
 
     def _place(self, line: int, column: int) -> str:

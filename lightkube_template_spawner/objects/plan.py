@@ -61,6 +61,7 @@ class Contract:
     gitops_guard: bool = True
     adopt_retained: bool = False
     former_pvc: str = ""  # the claim that KubeSpawner made for this server
+    labels: Mapping[str, str] = field(default_factory=dict)  # of what goes with the server
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +268,7 @@ def _stamp(document: Document, identity: Identity, policy: Policy, contract: Con
         lifecycle_key=contract.lifecycle_key,
         select_own_pods=contract.select_own_pods,
         gitops_guard=contract.gitops_guard,
+        more=contract.labels if policy is Policy.STOPPED else {},
     )
 
 

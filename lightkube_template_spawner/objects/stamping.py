@@ -38,6 +38,9 @@ _TEMPLATES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+_NO_LABELS: Mapping[str, str] = {}
+
+
 def stamp(
     manifest: dict[str, Any],
     identity: Identity,
@@ -46,13 +49,14 @@ def stamp(
     lifecycle_key: str,
     select_own_pods: bool,
     gitops_guard: bool,
+    more: Mapping[str, str] = _NO_LABELS,
 ) -> None:
     """Put our labels and annotations on ``manifest``, in place.
 
     Objects that outlive the server carry no server name unless the chart gives them one: servers of
     one user may share them. Pod templates and claim templates are labelled too, but pod templates
     without managed-by and lifecycle: a stop that deleted pods by label would only make their
-    controller create them again.
+    controller create them again. ``more`` are further labels for both.
 
     Raises:
         ManifestError: a label of the chart says that the object is somebody else's.
@@ -61,7 +65,7 @@ def stamp(
     labels = metadata.setdefault("labels", {})
     ours = identity.user_labels if policy is Policy.USER_DELETED else identity.server_labels
     _refuse_foreign(labels, identity)
-    labels.update({**ours, MANAGED_BY: PREFIX, lifecycle_key: policy.value})
+    labels.update({**more, **ours, MANAGED_BY: PREFIX, lifecycle_key: policy.value})
     annotations = metadata.setdefault("annotations", {})
     annotations[lifecycle_key] = policy.value
     annotations.setdefault(USERNAME, identity.username)
@@ -75,7 +79,7 @@ def stamp(
     for template in (*pod_templates(manifest), *_custom_pod_templates(manifest)):
         inner = _mapping(_mapping(template, "metadata"), "labels")
         _refuse_foreign(inner, identity)
-        inner.update(ours)
+        inner.update({**more, **ours})
     _stamp_claims(manifest, identity, lifecycle_key)
     _encode_string_data(manifest)
     if select_own_pods:
