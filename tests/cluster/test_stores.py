@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import sys
 from collections.abc import Callable
 
@@ -68,11 +69,14 @@ def calls(function: Callable[[], object]) -> int:
         nonlocal count
         count += event in ("call", "c_call")
 
+    gc.collect()
+    gc.disable()  # what it calls when it happens to run is not counted
     sys.setprofile(tell)
     try:
         function()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return count
 
 
