@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lightkube_template_spawner.errors import ManifestError
 from lightkube_template_spawner.objects import stamping
+from lightkube_template_spawner.objects.identity import is_label_value
 from lightkube_template_spawner.objects.ref import KindRef, ObjectRef
 
-_LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _LIMIT = 100  # objects of one server; a template that loops on user input stops here
 
 
@@ -97,7 +96,7 @@ def _check_texts(metadata: dict[str, Any], where: str) -> None:
             metadata.pop(key, None)
         _texts(metadata.get(key, {}), f"{where}: metadata.{key}")
     for key, value in metadata.get("labels", {}).items():
-        if not _LABEL.fullmatch(value):
+        if value and not is_label_value(value):
             raise ManifestError(
                 f"{where}: label {key}: {value!r} is no label value (at most 63 letters, digits, "
                 "'-', '_', '.'): use an escaped_* value, or an annotation"

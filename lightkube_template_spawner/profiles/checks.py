@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Any, Final, NoReturn
 
 from lightkube_template_spawner.errors import ProfileError, TemplateError
+from lightkube_template_spawner.objects.identity import is_label_value
 from lightkube_template_spawner.templates import plain as values
 from lightkube_template_spawner.templates.plain import shown
 
@@ -28,7 +29,6 @@ _SECONDS: Final = (86_400, 3_600, 60, 1)
 _QUALIFIED = re.compile(
     r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", re.ASCII
 )
-_LABEL = re.compile(r"([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +217,7 @@ def label_texts(value: Any, place: Place) -> dict[str, str | None]:
     """As annotations; the texts are short and of few letters."""
     entries = annotation_texts(value, place)
     for key, entry in entries.items():
-        if entry is not None and not _LABEL.fullmatch(entry):
+        if entry and not is_label_value(entry):
             place.key(key).refuse(
                 "must be at most 63 letters, digits, `-`, `_`, `.`, with a letter or digit at "
                 "both ends"
