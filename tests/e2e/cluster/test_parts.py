@@ -70,7 +70,6 @@ def test_a_process_that_ignores_the_polite_signal_is_killed(tmp_path: Path) -> N
         time.sleep(0.01)
     processes.stop([started.pid], grace=0.2)
     assert not started.alive()
-    processes.stop(processes.marked())  # its last sleep
 
 
 def test_the_record_comes_back_as_it_was_saved(tmp_path: Path) -> None:
